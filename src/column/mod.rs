@@ -1,0 +1,1 @@
+//! Computed columns: declared, planned, filled, kept fresh.

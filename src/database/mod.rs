@@ -1,0 +1,1 @@
+//! The database: its catalog and tables, definitions in Lance metadata, DDL, DML and system tables.

@@ -1,0 +1,1 @@
+//! The terminal: a shell built on the printing, completion and commands of datafusion-cli.

@@ -1,0 +1,6 @@
+//! The dialect: statements as types, the parser around DataFusion's, and what runs each statement.
+
+pub mod parser;
+pub mod statement;
+
+pub use parser::{parse, split};

@@ -1,0 +1,5 @@
+//! All calls to Lance: scans, column files, commits, versions.
+
+pub mod properties;
+pub mod row_set;
+pub mod scan;

@@ -1,0 +1,17 @@
+//! Names of what Headwater writes into the transaction properties of its commits.
+//!
+//! A property is written once, with the data that it speaks of, and can't be
+//! changed afterwards; so it can be trusted to describe exactly that commit.
+
+/// Of an UPDATE or MERGE of ours: the ids of the top-level fields it set, as decimal
+/// numbers joined by commas. Rows that it moved to new fragments are changed in
+/// these fields only.
+pub const UPDATED_FIELDS: &str = "headwater.updated_fields";
+
+/// Of a column refresh: the ids of the rows whose values it wrote, as a
+/// [`RowSet`](super::row_set::RowSet). The other rows of the replaced files keep
+/// the values they had.
+pub const COMPUTED_ROWS: &str = "headwater.computed_rows";
+
+/// Prefix of the state of a computed column; the field's id follows.
+pub const COLUMN_STATE: &str = "headwater.column_state.";

@@ -1,0 +1,1 @@
+//! Scans of Lance tables as a node of a DataFusion plan.
