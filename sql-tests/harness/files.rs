@@ -103,13 +103,7 @@ fn run(file: &Path, engine: Engine) -> Result<(), Failed> {
         runner.with_column_validator(same_kinds);
         let result = if complete {
             runner
-                .update_test_file(
-                    file,
-                    " ",
-                    default_validator,
-                    default_normalizer,
-                    same_kinds,
-                )
+                .update_test_file(file, " ", default_validator, default_normalizer, same_kinds)
                 .await
                 .map_err(|error| Failed::from(error.to_string()))
         } else {
