@@ -1,6 +1,7 @@
 //! A session: a DataFusion context over a database, with the dialect.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -32,12 +33,20 @@ pub struct Headwater {
 }
 
 /// Opens a [`Headwater`] with settings of its own.
-#[derive(Debug)]
 pub struct HeadwaterBuilder {
     url: String,
     context: Option<SessionContext>,
     functions: Vec<ScalarUDF>,
     storage_options: HashMap<String, String>,
+}
+
+impl fmt::Debug for HeadwaterBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Storage options hold credentials.
+        f.debug_struct("HeadwaterBuilder")
+            .field("url", &self.url)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Default for HeadwaterBuilder {

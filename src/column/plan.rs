@@ -186,7 +186,8 @@ impl Pass {
         let mut columns: Vec<String> = self.columns_read().into_iter().collect();
         columns.push(ROW_ADDRESS.to_string());
         let dataset = Arc::clone(&self.table.dataset);
-        let mut description = ScanDescription::new(&dataset, columns);
+        let mut description = ScanDescription::new(&dataset);
+        description.columns = columns;
         description.fragments = self.fragments.iter().map(|id| vec![*id]).collect();
         description.in_order = true;
         description.batch_rows =

@@ -13,7 +13,7 @@ use backon::{ExponentialBuilder, Retryable};
 use lance::Dataset;
 use lance::dataset::CommitBuilder;
 use lance::dataset::transaction::{Operation, TransactionBuilder};
-use lance_core::utils::mask::RowAddrTreeMap;
+use lance_select::RowAddrTreeMap;
 
 use super::storage_error;
 use crate::{Error, ErrorKind, Result};

@@ -105,6 +105,13 @@ impl RowSet {
         self.ids.contains(id)
     }
 
+    /// Its ids in `range`, ascending; looks only at those.
+    pub fn range(&self, range: Range<u64>) -> impl Iterator<Item = u64> + '_ {
+        let mut ids = self.ids.iter();
+        ids.advance_to(range.start);
+        ids.take_while(move |id| *id < range.end)
+    }
+
     /// The number of rows.
     pub fn len(&self) -> u64 {
         self.ids.len()
@@ -186,6 +193,12 @@ impl RowSet {
             return Err(unreadable().context(format!("{} bytes too many", rest.len())));
         }
         Ok(Self { ids })
+    }
+}
+
+impl Extend<u64> for RowSet {
+    fn extend<I: IntoIterator<Item = u64>>(&mut self, ids: I) {
+        self.ids.extend(ids);
     }
 }
 

@@ -12,7 +12,7 @@ use futures::StreamExt;
 use lance::Dataset;
 use lance::dataset::transaction::{Operation, UpdateMode};
 use lance::dataset::{InsertBuilder, WriteMode, WriteParams};
-use lance_core::utils::mask::RowAddrTreeMap;
+use lance_select::RowAddrTreeMap;
 use lance_io::object_store::{ObjectStoreParams, StorageOptionsAccessor};
 use lance_table::format::{Fragment, RowIdMeta};
 use lance_table::rowids::{RowIdSequence, write_row_ids};

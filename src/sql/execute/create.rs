@@ -21,7 +21,7 @@ use crate::database::name::TableName;
 use crate::database::view::View;
 use crate::database::{CATALOG_NAME, SCHEMA_NAME, is_object_name};
 use crate::sql::format::quote_identifier;
-use crate::sql::options::TableOptions;
+use crate::sql::options::CreateTableOptions;
 use crate::sql::statement::{ColumnDefinition, CreateTable, CreateView};
 use crate::storage::write::{TableLayout, create_table};
 use crate::{Error, ErrorKind, Result};
@@ -34,7 +34,7 @@ impl Executor {
     pub(super) async fn create_table(&self, create: CreateTable) -> Result<DataFrame> {
         let started = Instant::now();
         let name = self.new_name(&create.name)?;
-        let options = TableOptions::read(&create.options)?;
+        let options = CreateTableOptions::read(&create.options)?;
         let layout = TableLayout {
             max_rows_per_fragment: options.max_rows_per_fragment,
         };

@@ -14,7 +14,7 @@ use datafusion::arrow::array::{Array, AsArray, RecordBatch};
 use datafusion::arrow::datatypes::{Field, Schema, SchemaRef, UInt64Type};
 use datafusion::common::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
-use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, cast, col};
+use datafusion::logical_expr::{Expr, ExprSchemable, LogicalPlan, LogicalPlanBuilder, cast, col};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::prelude::DataFrame;
 use datafusion::sql::TableReference;
@@ -200,7 +200,6 @@ impl Executor {
 
     /// `value` as it is assigned to a column.
     fn assigned(&self, value: Expr, source: &LogicalPlan, field: &Field) -> Result<Expr> {
-        use datafusion::logical_expr::ExprSchemable;
         let have = value.get_type(source.schema())?;
         let want = field.data_type();
         if have == *want {
@@ -454,11 +453,8 @@ pub(super) async fn checked_stream(
         .into_iter()
         .zip(schema.fields())
         .map(|(column, field)| {
-            let same = plan
-                .schema()
-                .field_from_column(&column)
-                .is_ok_and(|have| have.data_type() == field.data_type());
-            match same {
+            let have = col(column.clone()).get_type(plan.schema());
+            match have.is_ok_and(|have| have == *field.data_type()) {
                 true => col(column),
                 false => cast(col(column), field.data_type().clone()).alias(field.name()),
             }

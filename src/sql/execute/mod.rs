@@ -13,6 +13,7 @@ mod query;
 mod refresh;
 mod report;
 
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use datafusion::prelude::{DataFrame, SessionContext};
@@ -23,13 +24,21 @@ use crate::database::{CATALOG_NAME, Database, SCHEMA_NAME};
 use crate::{Error, Result};
 
 /// Runs statements against a database.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Executor {
     /// The session.
     pub context: SessionContext,
     /// The database.
     pub database: Arc<Database>,
     notices: Arc<Mutex<Vec<String>>>,
+}
+
+impl fmt::Debug for Executor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Executor")
+            .field("database", &self.database)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Executor {
@@ -44,24 +53,25 @@ impl Executor {
 
     /// Runs one statement.
     pub async fn run(&self, statement: Statement) -> Result<DataFrame> {
+        // Boxed, or the future of this function would nest as deeply as all of theirs together.
         match statement {
-            Statement::DataFusion(statement) => self.run_datafusion(*statement).await,
-            Statement::CreateTable(create) => self.create_table(*create).await,
-            Statement::CreateView(create) => self.create_view(*create).await,
-            Statement::Insert(insert) => self.insert(*insert).await,
-            Statement::Update(update) => self.update(*update).await,
-            Statement::Delete(delete) => self.delete(*delete).await,
-            Statement::Truncate { table } => self.truncate(&table).await,
-            Statement::AlterTable(alter) => self.alter_table(*alter).await,
-            Statement::Drop(drop) => self.drop_objects(drop).await,
-            Statement::Describe { table } => self.describe(&table).await,
-            Statement::Show(Show::Tables) => self.show_tables().await,
-            Statement::Show(Show::Create { name }) => self.show_create(&name).await,
-            Statement::Show(Show::Versions { table }) => self.show_versions(&table).await,
-            Statement::Optimize { table, options } => self.optimize(&table, &options).await,
-            Statement::RefreshColumn(refresh) => self.refresh_column(*refresh).await,
+            Statement::DataFusion(statement) => Box::pin(self.run_datafusion(*statement)).await,
+            Statement::CreateTable(create) => Box::pin(self.create_table(*create)).await,
+            Statement::CreateView(create) => Box::pin(self.create_view(*create)).await,
+            Statement::Insert(insert) => Box::pin(self.insert(*insert)).await,
+            Statement::Update(update) => Box::pin(self.update(*update)).await,
+            Statement::Delete(delete) => Box::pin(self.delete(*delete)).await,
+            Statement::Truncate { table } => Box::pin(self.truncate(&table)).await,
+            Statement::AlterTable(alter) => Box::pin(self.alter_table(*alter)).await,
+            Statement::Drop(drop) => Box::pin(self.drop_objects(drop)).await,
+            Statement::Describe { table } => Box::pin(self.describe(&table)).await,
+            Statement::Show(Show::Tables) => Box::pin(self.show_tables()).await,
+            Statement::Show(Show::Create { name }) => Box::pin(self.show_create(&name)).await,
+            Statement::Show(Show::Versions { table }) => Box::pin(self.show_versions(&table)).await,
+            Statement::Optimize { table, options } => Box::pin(self.optimize(&table, &options)).await,
+            Statement::RefreshColumn(refresh) => Box::pin(self.refresh_column(*refresh)).await,
             Statement::ExplainRefresh { analyze, refresh } => {
-                self.explain_refresh(*refresh, analyze).await
+                Box::pin(self.explain_refresh(*refresh, analyze)).await
             }
             Statement::Transaction { keyword } => {
                 self.notice(format!(
