@@ -176,7 +176,7 @@ fn positions(batch: &RecordBatch) -> Result<HashMap<u64, u32>> {
 }
 
 /// For each row whether two columns of the same length differ there.
-fn differing(old: &ArrayRef, new: &ArrayRef) -> Result<BooleanArray> {
+pub(super) fn differing(old: &ArrayRef, new: &ArrayRef) -> Result<BooleanArray> {
     let same_type;
     let old = if old.data_type() == new.data_type() {
         old

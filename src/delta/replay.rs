@@ -422,3 +422,18 @@ impl Properties {
         }
     }
 }
+
+/// All rows that each version differs in from the one before, as if no commit
+/// between the two had left a transaction.
+#[cfg(test)]
+pub(super) async fn compare_each(old: &Dataset, new: &Dataset, inputs: &Inputs) -> Option<RowSet> {
+    let mut replay = Replay {
+        old,
+        new,
+        inputs,
+        dirty: Dirty::default(),
+        transactions: (0..=version_of(new)).map(|v| (v, Ok(None))).collect(),
+    };
+    replay.follow().await.ok()?;
+    Some(replay.dirty.unconfirmed)
+}

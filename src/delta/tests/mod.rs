@@ -196,11 +196,15 @@ impl Table {
 
     /// A merge of whole rows with a property that says which fields it set.
     async fn merge_rows_saying(&mut self, rows: &[(i64, i64)], updated_fields: &str) {
+        self.merge_saying(rows_of(rows), updated_fields).await;
+    }
+
+    async fn merge_saying(&mut self, rows: RecordBatch, updated_fields: &str) {
         let mut builder = self.merge_builder(MergeInsertWriteMode::RewriteRows);
         let mut uncommitted = builder
             .try_build()
             .unwrap()
-            .execute_uncommitted_batches(vec![rows_of(rows)])
+            .execute_uncommitted_batches(vec![rows])
             .await
             .unwrap();
         uncommitted.transaction.transaction_properties = Some(Arc::new(HashMap::from([(
