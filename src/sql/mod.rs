@@ -3,4 +3,4 @@
 pub mod parser;
 pub mod statement;
 
-pub use parser::{parse, split};
+pub use parser::{is_complete, parse, split};

@@ -19,3 +19,8 @@ pub fn split(text: &str) -> Vec<&str> {
     let _ = text;
     todo!()
 }
+
+/// Whether `text` ends with a semicolon that ends a statement.
+pub fn is_complete(text: &str) -> bool {
+    text.trim_end().ends_with(';')
+}
