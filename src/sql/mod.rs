@@ -1,5 +1,6 @@
 //! The dialect: statements as types, the parser around DataFusion's, and what runs each statement.
 
+pub mod execute;
 pub mod format;
 pub mod options;
 pub mod parser;
