@@ -1,0 +1,232 @@
+//! What `\?` and `\h` print.
+//!
+//! Statements that are DataFusion's own are left to datafusion-cli; here are those that
+//! the dialect adds or changes.
+
+use std::fmt::Write;
+
+/// The backslash commands and what they do.
+const COMMANDS: &[(&str, &str)] = &[
+    ("\\d", "list the tables and views"),
+    ("\\d NAME", "describe a table or view"),
+    ("\\h", "list the statements"),
+    ("\\h STATEMENT", "show how a statement is written"),
+    ("\\i FILE", "run the statements of a file"),
+    (
+        "\\pset format FORMAT",
+        "print results as automatic, table, csv, tsv, json or nd-json",
+    ),
+    ("\\quiet on|off", "print results and errors only"),
+    ("\\?", "list these commands"),
+    ("\\q", "leave, as does Ctrl-D"),
+];
+
+/// Statements that datafusion-cli explains.
+const DATAFUSION: &[(&str, &str)] = &[("SELECT", "query tables, views and files")];
+
+struct Entry {
+    name: &'static str,
+    does: &'static str,
+    syntax: &'static str,
+}
+
+const STATEMENTS: &[Entry] = &[
+    Entry {
+        name: "ALTER TABLE",
+        does: "add, change and drop columns, plain and computed",
+        syntax: "\
+ALTER TABLE [IF EXISTS] table action [, action …]
+
+where an action is
+    ADD COLUMN [IF NOT EXISTS] column type [DEFAULT value]
+    ADD COLUMN column [type] GENERATED ALWAYS AS (expression) [STORED | VIRTUAL]
+    ADD COLUMN column [type] AS (expression)
+    ADD COLUMNS (field, …) [PREFIX 'text'] AS (call)
+    DROP COLUMN [IF EXISTS] column [RESTRICT | CASCADE]
+    RENAME COLUMN column TO name
+    RENAME TO name
+    ALTER COLUMN column TYPE type
+    ALTER COLUMN column { SET | DROP } NOT NULL
+    ALTER COLUMN column SET EXPRESSION AS (expression)
+    ALTER COLUMN column DROP EXPRESSION [IF EXISTS]
+    ENABLE ROW TRACKING
+
+A STORED column is empty until REFRESH COLUMN fills it; a VIRTUAL one is computed when read.
+Example: ALTER TABLE products ADD COLUMN total AS (price * amount);",
+    },
+    Entry {
+        name: "COPY",
+        does: "write a table or the result of a query to files",
+        syntax: "\
+COPY { table | (query) } TO 'path or URL' [STORED AS { PARQUET | CSV | JSON | ARROW }] [OPTIONS (…)]
+
+Example: COPY (SELECT * FROM products WHERE price > 10) TO 'dear.parquet';",
+    },
+    Entry {
+        name: "CREATE TABLE",
+        does: "make a table, from columns or from a query",
+        syntax: "\
+CREATE [OR REPLACE] TABLE [IF NOT EXISTS] table (column, … [, PRIMARY KEY (column, …)])
+CREATE [OR REPLACE] TABLE [IF NOT EXISTS] table AS query
+
+where a column is
+    name type [NOT NULL] [DEFAULT value]
+    name [type] GENERATED ALWAYS AS (expression) [STORED | VIRTUAL]
+
+A query may read files: CREATE TABLE products AS SELECT * FROM 'data/*.parquet';",
+    },
+    Entry {
+        name: "CREATE VIEW",
+        does: "store a query under a name",
+        syntax: "CREATE [OR REPLACE] VIEW [IF NOT EXISTS] view [(column, …)] AS query",
+    },
+    Entry {
+        name: "DELETE",
+        does: "delete rows",
+        syntax: "DELETE FROM table [WHERE condition]",
+    },
+    Entry {
+        name: "DESCRIBE",
+        does: "show the columns of a table or view, or the versions of a table",
+        syntax: "DESCRIBE table\nDESCRIBE HISTORY table",
+    },
+    Entry {
+        name: "DROP",
+        does: "drop tables and views",
+        syntax: "DROP { TABLE | VIEW } [IF EXISTS] name [, …] [RESTRICT | CASCADE]",
+    },
+    Entry {
+        name: "EXPLAIN",
+        does: "show how a query or a refresh would run, or how it did",
+        syntax: "\
+EXPLAIN [ANALYZE] [VERBOSE] query
+EXPLAIN [ANALYZE] REFRESH COLUMN column [, …] ON table …",
+    },
+    Entry {
+        name: "INSERT",
+        does: "add rows",
+        syntax: "\
+INSERT INTO table [(column, …)] { VALUES (value, …) [, …] | query }
+
+Computed columns are left out: REFRESH COLUMN fills them.",
+    },
+    Entry {
+        name: "OPTIMIZE",
+        does: "compact a table: few large fragments instead of many small ones",
+        syntax: "OPTIMIZE table [WITH (option = value, …)]",
+    },
+    Entry {
+        name: "REFRESH COLUMN",
+        does: "compute what is missing or out of date in computed columns",
+        syntax: "\
+REFRESH COLUMN column [, …] ON [TABLE] table
+    [WHERE condition] [STALE ONLY | FULL] [CASCADE] [WITH (option = value, …)]
+
+Plain, it computes rows never computed and rows whose inputs changed. WHERE: every row that
+matches; with STALE ONLY, those of them that need it. FULL: every row. CASCADE: computed
+inputs first.
+Example: REFRESH COLUMN total ON products;",
+    },
+    Entry {
+        name: "SHOW",
+        does: "list tables, columns, versions, settings",
+        syntax: "\
+SHOW TABLES
+SHOW COLUMNS FROM table
+SHOW CREATE TABLE table
+SHOW VERSIONS FROM table
+SHOW { ALL | setting }",
+    },
+    Entry {
+        name: "TRUNCATE",
+        does: "delete all rows of a table",
+        syntax: "TRUNCATE [TABLE] table",
+    },
+    Entry {
+        name: "UPDATE",
+        does: "change rows",
+        syntax: "UPDATE table SET column = value [, …] [FROM table, …] [WHERE condition]",
+    },
+];
+
+/// The list of backslash commands.
+pub(super) fn commands() -> String {
+    listing(COMMANDS.iter().copied())
+}
+
+/// The list of statements.
+pub(super) fn statements() -> String {
+    let ours = STATEMENTS.iter().map(|entry| (entry.name, entry.does));
+    let mut all: Vec<_> = ours.chain(DATAFUSION.iter().copied()).collect();
+    all.sort_unstable();
+    listing(all.into_iter())
+}
+
+/// How the statement `name` is written, if it is one of the dialect's own. A word too few
+/// or too many does no harm: `create table as`, `refresh`.
+pub(super) fn syntax(name: &str) -> Option<&'static str> {
+    let name = name.trim().to_uppercase();
+    let begins = |text: &str, start: &str| {
+        text.strip_prefix(start)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
+    };
+    STATEMENTS
+        .iter()
+        .find(|entry| begins(&name, entry.name) || begins(entry.name, &name))
+        .map(|entry| entry.syntax)
+}
+
+/// The names of all statements.
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    let ours = STATEMENTS.iter().map(|entry| entry.name);
+    ours.chain(DATAFUSION.iter().map(|(name, _)| *name))
+}
+
+fn listing<'a>(lines: impl Iterator<Item = (&'a str, &'a str)> + Clone) -> String {
+    let width = lines.clone().map(|(name, _)| name.len()).max().unwrap_or(0);
+    lines.fold(String::new(), |mut text, (name, does)| {
+        // Writing to a string can't fail.
+        let _ = writeln!(text, "  {name:width$}  {does}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use datafusion_cli::command::Command;
+    use datafusion_cli::functions::Function;
+
+    use super::*;
+
+    #[test]
+    fn every_command_listed_is_one() {
+        for (name, _) in COMMANDS {
+            let sample = name.replace("on|off", "on");
+            assert!(sample[1..].parse::<Command>().is_ok(), "{name}");
+        }
+    }
+
+    #[test]
+    fn statements_are_found_by_any_part_of_their_name() {
+        for name in [
+            "refresh column",
+            "REFRESH",
+            "create table as",
+            "insert into",
+            "drop table",
+        ] {
+            assert!(syntax(name).is_some(), "{name}");
+        }
+        for name in ["", "select", "refr", "nonsense"] {
+            assert!(syntax(name).is_none(), "{name}");
+        }
+    }
+
+    #[test]
+    fn datafusion_cli_explains_the_rest() {
+        for (name, _) in DATAFUSION {
+            assert!(name.parse::<Function>().is_ok(), "{name}");
+        }
+        assert!(statements().contains("SELECT"));
+    }
+}

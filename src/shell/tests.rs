@@ -1,0 +1,37 @@
+use super::*;
+
+fn status(args: &[&str]) -> String {
+    let args = std::iter::once("headwater").chain(args.iter().copied());
+    format!("{:?}", run(args.map(OsString::from), Headwater::builder()))
+}
+
+fn expect(args: &[&str], code: u8) {
+    assert_eq!(
+        status(args),
+        format!("{:?}", ExitCode::from(code)),
+        "{args:?}"
+    );
+}
+
+#[test]
+fn subcommands_of_a_later_release_fail_whatever_their_arguments() {
+    expect(&["server", "--port", "1"], 1);
+    expect(&["-q", "executor"], 1);
+    expect(&["grpc://localhost:50051"], 1);
+}
+
+#[test]
+fn wrong_arguments_are_status_2() {
+    expect(&["--no-such-option"], 2);
+    expect(&["one", "two"], 2);
+    expect(&["--version"], 0);
+}
+
+#[test]
+fn what_can_not_be_read_is_found_before_anything_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    expect(&["-c", "SELECT 1", "-f", "/no/such/script.sql"], 1);
+    expect(&["-c", "SELECT 1", "-f", path], 1);
+    expect(&["-c", "SELECT 1", "--options-file", path], 1);
+}
