@@ -81,13 +81,6 @@ pub fn storage_error(table: &str, error: lance::Error) -> Error {
         Lance::FieldNotFound { source } => {
             (ErrorKind::NotFound, format!("table '{table}': {source}"))
         }
-        Lance::NotFound { uri, .. } => {
-            hint = Some(LOST_FILE);
-            (
-                ErrorKind::Storage,
-                format!("table '{table}': the file '{uri}' is missing"),
-            )
-        }
         Lance::CorruptFile { path, source, .. } => {
             hint = Some(LOST_FILE);
             (
@@ -172,7 +165,8 @@ pub fn query_error(table: &str, error: DataFusionError) -> Error {
     }
 }
 
-const LOST_FILE: &str = "if it was removed or damaged outside of Headwater, restore it from a \
+/// The mend for a file that is missing or damaged.
+pub const LOST_FILE: &str = "if it was removed or damaged outside of Headwater, restore it from a \
                          backup, or read an older version with VERSION AS OF";
 const NEWER_FORMAT: &str = "upgrade Headwater, or read the table with the program that wrote it";
 
@@ -203,6 +197,9 @@ fn external(table: &str, source: Box<dyn StdError + Send + Sync>) -> Error {
 fn blame(error: &(dyn StdError + 'static)) -> Option<(String, Option<&'static str>)> {
     let mut next = Some(error);
     while let Some(error) = next {
+        if let Some(lance::Error::NotFound { uri, .. }) = error.downcast_ref() {
+            return Some((format!("the file '{uri}' is missing"), Some(LOST_FILE)));
+        }
         if let Some(store) = error.downcast_ref::<object_store::Error>() {
             use object_store::Error as Store;
             match store {

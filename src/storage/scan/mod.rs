@@ -6,6 +6,7 @@
 //! saves opening it again. A description always yields the same rows, whatever
 //! has been committed since.
 
+mod explain;
 mod filter;
 mod partition;
 mod read;

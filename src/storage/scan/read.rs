@@ -25,9 +25,10 @@ use lance::Dataset;
 use lance::dataset::scanner::{MaterializationStyle, Scanner};
 use lance_core::datatypes::{Field, Schema};
 
+use super::explain::explain;
 use super::schema::{blob_handling, row_field};
 use super::{LanceScanExec, ScanDescription, ScanPartition};
-use crate::storage::open::{query_error, storage_error};
+use crate::storage::open::storage_error;
 use crate::{Error, ErrorKind, Result};
 
 /// Bytes that all partitions of a scan together may have read, but not decoded
@@ -65,17 +66,18 @@ pub(super) fn read(
 }
 
 /// One partition of a scan on its way.
-struct Job {
-    dataset: Arc<Dataset>,
-    description: Arc<ScanDescription>,
-    partitions: Arc<Vec<ScanPartition>>,
-    partition: usize,
+pub(super) struct Job {
+    pub(super) dataset: Arc<Dataset>,
+    pub(super) description: Arc<ScanDescription>,
+    pub(super) partitions: Arc<Vec<ScanPartition>>,
+    pub(super) partition: usize,
     /// How many partitions the session would like to run at once.
-    parallelism: usize,
+    pub(super) parallelism: usize,
 }
 
 impl Job {
-    fn this(&self) -> &ScanPartition {
+    /// What this partition reads.
+    pub(super) fn this(&self) -> &ScanPartition {
         &self.partitions[self.partition]
     }
 
@@ -117,31 +119,19 @@ impl Job {
         self,
         bytes_read: Count,
     ) -> BoxStream<'static, Result<RecordBatch, DataFusionError>> {
-        let job = Arc::new(self);
-        let opened = job.clone();
         let opening = async move {
-            let table = opened.description.table();
-            let mut scanner = opened.scanner().await?;
-            scanner.scan_stats_callback(Arc::new(move |counts| bytes_read.add(counts.bytes_read)));
-            let stream = scanner
-                .try_into_stream()
-                .await
-                .map_err(|error| storage_error(table, error))?;
-            Ok::<_, DataFusionError>(SendableRecordBatchStream::from(stream))
-        };
-        // Lance may panic over a damaged file; that must not take the process down.
-        let batches = AssertUnwindSafe(stream::once(opening).try_flatten())
-            .catch_unwind()
-            .map(|outcome| outcome.unwrap_or_else(|panic| Err(panicked(panic).into())));
-        batches
-            .or_else(move |error| {
+            let scanner = self.scanner(bytes_read).await?;
+            let job = Arc::new(self);
+            Ok::<_, DataFusionError>(raw(scanner).or_else(move |error| {
                 let job = job.clone();
-                async move { Err(job.explain(error).await.into()) }
-            })
-            .boxed()
+                async move { Err(explain(&job, error).await.into()) }
+            }))
+        };
+        stream::once(opening).try_flatten().boxed()
     }
 
-    async fn scanner(&self) -> Result<Scanner> {
+    /// Lance's scanner of this partition; what it reads is counted in `bytes_read`.
+    pub(super) async fn scanner(&self, bytes_read: Count) -> Result<Scanner> {
         let description = &self.description;
         let fail = |error| storage_error(description.table(), error);
         let store = self.dataset.object_store(None).await.map_err(fail)?;
@@ -166,7 +156,8 @@ impl Job {
             // keep the cores busy that have no partition of their own.
             .target_parallelism(1)
             .batch_readahead(self.parallelism.div_ceil(partitions).max(1) + 1)
-            .io_buffer_size(read_ahead.max(MIN_READ_AHEAD));
+            .io_buffer_size(read_ahead.max(MIN_READ_AHEAD))
+            .scan_stats_callback(Arc::new(move |counts| bytes_read.add(counts.bytes_read)));
         if let Some(filter) = &description.filter {
             scanner.filter_expr(filter.clone());
         }
@@ -201,11 +192,19 @@ impl Job {
             metadata: stored.metadata.clone(),
         })
     }
+}
 
-    /// Says of an error which table it is about and, if reading failed, which file.
-    async fn explain(&self, error: DataFusionError) -> Error {
-        query_error(self.description.table(), error)
-    }
+/// What `scanner` yields, or what it says of its failure.
+pub(super) fn raw(scanner: Scanner) -> BoxStream<'static, Result<RecordBatch, DataFusionError>> {
+    let opening = async move {
+        let stream = scanner.try_into_stream().await?;
+        Ok::<_, DataFusionError>(SendableRecordBatchStream::from(stream))
+    };
+    // Lance may panic over a damaged file; that must not take the process down.
+    AssertUnwindSafe(stream::once(opening).try_flatten())
+        .catch_unwind()
+        .map(|outcome| outcome.unwrap_or_else(|panic| Err(panicked(panic).into())))
+        .boxed()
 }
 
 fn panicked(panic: Box<dyn Any + Send>) -> Error {
