@@ -12,11 +12,11 @@ use datafusion::common::DataFusionError;
 use datafusion::physical_plan::metrics::Count;
 use futures::TryStreamExt;
 use lance_core::datatypes::Field;
-use lance_table::format::{DataFile, Fragment};
+use lance_table::format::DataFile;
 
 use super::read::{Job, raw};
 use super::{ScanDescription, ScanPartition};
-use crate::storage::open::{LOST_FILE, query_error};
+use crate::storage::open::{LOST_FILE, query_error, without_table};
 use crate::{Error, ErrorKind};
 
 /// How long to look for the file.
@@ -44,20 +44,18 @@ pub(super) async fn explain(job: &Job, error: DataFusionError) -> Error {
 
 /// The first file that can't be read, and why.
 async fn find(job: &Job) -> Option<(&DataFile, String)> {
-    for fragment in &job.this().fragments {
+    for (place, fragment) in job.fragments() {
         for file in &fragment.files {
             if let Some(why) = missing_or_resized(job, file).await {
                 return Some((file, why));
             }
             let columns = columns_in(job, file);
             if !columns.is_empty()
-                && let Err(error) = read(job, fragment, columns).await
+                && let Err(error) = read(job, place, columns).await
             {
                 let table = job.description.table();
                 let error = query_error(table, error);
-                let about_table = format!("table '{table}': ");
-                let message = error.message();
-                let why = message.strip_prefix(&about_table).unwrap_or(message);
+                let why = without_table(table, &error);
                 return Some((file, format!("can't be read: {why}")));
             }
         }
@@ -106,8 +104,8 @@ fn columns_in(job: &Job, file: &DataFile) -> Vec<String> {
         .collect()
 }
 
-/// Reads `columns` of `fragment` and forgets them.
-async fn read(job: &Job, fragment: &Fragment, columns: Vec<String>) -> Result<(), DataFusionError> {
+/// Reads `columns` of the fragment at `place` in the manifest and forgets them.
+async fn read(job: &Job, place: usize, columns: Vec<String>) -> Result<(), DataFusionError> {
     let alone = Job {
         dataset: job.dataset.clone(),
         description: Arc::new(ScanDescription {
@@ -117,13 +115,14 @@ async fn read(job: &Job, fragment: &Fragment, columns: Vec<String>) -> Result<()
             ..job.description.as_ref().clone()
         }),
         partitions: Arc::new(vec![ScanPartition {
-            fragments: vec![fragment.clone()],
+            fragments: vec![place],
             rows: None,
         }]),
         partition: 0,
         parallelism: 1,
     };
-    raw(alone.scanner(Count::new()).await?)
+    let scanner = alone.scanner(Count::new()).await?;
+    raw(job.description.table(), scanner)
         .try_for_each(|_| async { Ok(()) })
         .await
 }

@@ -564,3 +564,36 @@ async fn a_corrupt_file_is_named() {
         assert!(error.message().contains(name), "{error}");
     }
 }
+
+#[tokio::test]
+async fn a_column_that_was_added_without_data_is_null() {
+    let mut table = Table::numbers(250).await;
+    let mut dataset = table.dataset.as_ref().clone();
+    let added = Arc::new(Schema::new(vec![Field::new("y", DataType::Int32, true)]));
+    let nulls = lance::dataset::NewColumnTransform::AllNulls(added);
+    dataset.add_columns(nulls, None, None).await.unwrap();
+    table.dataset = Arc::new(dataset);
+    table
+        .append(
+            RecordBatch::try_from_iter([
+                ("id", Arc::new(Int64Array::from(vec![900, 901])) as ArrayRef),
+                ("x", Arc::new(Int32Array::from(vec![0, 0]))),
+                ("s", Arc::new(StringArray::from(vec!["new", "new"]))),
+                ("y", Arc::new(Int32Array::from(vec![1, 2]))),
+            ])
+            .unwrap(),
+        )
+        .await;
+    for (filter, expected) in [
+        (None, 252),
+        (Some(col("y").is_null()), 250),
+        (Some(col("y").gt(lit(1i32))), 1),
+        (Some(col("y").is_not_null().and(col("s").eq(lit("new")))), 2),
+    ] {
+        let description = ScanDescription {
+            filter,
+            ..table.describe(&["y", "s"], 2)
+        };
+        assert_eq!(rows(&table.read(description).await), expected);
+    }
+}
