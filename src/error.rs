@@ -81,12 +81,11 @@ impl Error {
 
     /// The `kind` of `name` (a table, a column …) does not exist; names the
     /// nearest of `known` if one is near.
-    pub fn not_found<'a>(
-        what: &str,
-        name: &str,
-        known: impl IntoIterator<Item = &'a str>,
-    ) -> Self {
-        let error = Self::new(ErrorKind::NotFound, format!("{what} '{name}' does not exist"));
+    pub fn not_found<'a>(what: &str, name: &str, known: impl IntoIterator<Item = &'a str>) -> Self {
+        let error = Self::new(
+            ErrorKind::NotFound,
+            format!("{what} '{name}' does not exist"),
+        );
         match nearest(name, known) {
             Some(near) => error.with_hint(format!("did you mean '{near}'?")),
             None => error,
@@ -168,7 +167,9 @@ impl From<DataFusionError> for Error {
                     hint: ours.hint.clone(),
                     source: Some(Box::new(shared)),
                 },
-                None => Error::new(ErrorKind::Query, strip(&shared.to_string())).with_source(shared),
+                None => {
+                    Error::new(ErrorKind::Query, strip(&shared.to_string())).with_source(shared)
+                }
             },
             DataFusionError::Diagnostic(_, inner) => Error::from(*inner),
             DataFusionError::Collection(errors) if !errors.is_empty() => {

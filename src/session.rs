@@ -1,23 +1,69 @@
 //! A session: a DataFusion context over a database, with the dialect.
 
 use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
 
+use async_trait::async_trait;
+use datafusion::catalog::{
+    CatalogProvider, DynamicFileCatalog, TableProvider, UrlTableFactory,
+};
+use datafusion::common::Result as DataFusionResult;
+use datafusion::datasource::dynamic_file::DynamicListTableFactory;
+use datafusion::execution::SessionStateBuilder;
 use datafusion::logical_expr::ScalarUDF;
-use datafusion::prelude::{DataFrame, SessionContext};
+use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
+use datafusion_cli::catalog::DynamicObjectStoreCatalog;
+use datafusion_session::SessionStore;
 
-use crate::Result;
+use crate::column::system_tables;
+use crate::database::system::SystemSchema;
+use crate::database::{CATALOG_NAME, Database, DatabaseCatalog, LanceTable, SCHEMA_NAME};
+use crate::sql::execute::Executor;
+use crate::sql::parse;
 use crate::sql::statement::Statement;
+use crate::storage::{Root, open};
+use crate::{Error, Result};
 
 /// A database that is open: a DataFusion context whose catalog is the database
 /// and whose SQL is the dialect.
 #[derive(Debug, Clone)]
-pub struct Headwater {}
+pub struct Headwater {
+    executor: Executor,
+}
 
 /// Opens a [`Headwater`] with settings of its own.
-#[derive(Debug, Default)]
-pub struct HeadwaterBuilder {}
+pub struct HeadwaterBuilder {
+    url: String,
+    context: Option<SessionContext>,
+    functions: Vec<ScalarUDF>,
+    storage_options: HashMap<String, String>,
+}
+
+impl fmt::Debug for HeadwaterBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Storage options hold credentials.
+        f.debug_struct("HeadwaterBuilder")
+            .field("url", &self.url)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Default for HeadwaterBuilder {
+    fn default() -> Self {
+        Self {
+            url: Headwater::DEFAULT_DATABASE.to_string(),
+            context: None,
+            functions: Vec::new(),
+            storage_options: HashMap::new(),
+        }
+    }
+}
 
 impl Headwater {
+    /// Where the database is when nobody says: a folder below the working directory.
+    pub const DEFAULT_DATABASE: &'static str = "./headwater-db";
+
     /// A builder, for settings other than the defaults.
     pub fn builder() -> HeadwaterBuilder {
         HeadwaterBuilder::default()
@@ -31,51 +77,67 @@ impl Headwater {
 
     /// Plans and runs one statement. A statement that changes something has done so
     /// when this returns; a query runs when the frame is collected.
+    ///
+    /// # Errors
+    ///
+    /// If the text is not exactly one statement, or the statement fails.
     pub async fn sql(&self, sql: &str) -> Result<DataFrame> {
-        let _ = sql;
-        todo!()
+        let mut statements = parse(sql)?;
+        match (statements.pop(), statements.len()) {
+            (Some(statement), 0) => self.run(statement).await,
+            (Some(_), more) => Err(Error::invalid(format!(
+                "one statement was expected, not {}",
+                more + 1
+            ))),
+            (None, _) => Err(Error::invalid("there is no statement")),
+        }
     }
 
     /// As [`sql`](Self::sql), for a statement that is parsed already.
     pub async fn run(&self, statement: Statement) -> Result<DataFrame> {
-        let _ = statement;
-        todo!()
+        self.executor.run(statement).await
     }
 
     /// The DataFusion context underneath.
     pub fn context(&self) -> &SessionContext {
-        todo!()
+        &self.executor.context
+    }
+
+    /// The database.
+    pub fn database(&self) -> &Arc<Database> {
+        &self.executor.database
     }
 
     /// Takes the notices that statements have left since the last call: things that a
     /// user should know although the statement worked.
     pub fn take_notices(&self) -> Vec<String> {
-        todo!()
+        self.executor.take_notices()
     }
 }
 
 impl HeadwaterBuilder {
     /// Where the database is: a folder, or `s3://…`, `gs://…`, `az://…`.
-    pub fn database(self, url: impl Into<String>) -> Self {
-        let _ = url.into();
+    pub fn database(mut self, url: impl Into<String>) -> Self {
+        self.url = url.into();
         self
     }
 
-    /// Adds the catalog and the dialect to a context that is there already.
-    pub fn context(self, context: SessionContext) -> Self {
-        let _ = context;
+    /// Adds the catalog and the dialect to a context that is there already. The catalog becomes
+    /// its default; what else it has stays.
+    pub fn context(mut self, context: SessionContext) -> Self {
+        self.context = Some(context);
         self
     }
 
     /// A scalar function, for queries and computed columns.
-    pub fn scalar_function(self, function: ScalarUDF) -> Self {
-        let _ = function;
+    pub fn scalar_function(mut self, function: ScalarUDF) -> Self {
+        self.functions.push(function);
         self
     }
 
     /// Options of the object store, as Lance names them.
-    pub fn storage_options(self, options: HashMap<String, String>) -> Self {
-        let _ = options;
+    pub fn storage_options(mut self, options: HashMap<String, String>) -> Self {
+        self.storage_options = options;
         self
     }
 
@@ -85,6 +147,72 @@ impl HeadwaterBuilder {
     ///
     /// If the URL can't be understood, or the place can't be read.
     pub async fn build(self) -> Result<Headwater> {
-        todo!()
+        let root = Root::open(&self.url, self.storage_options).await?;
+        let database = Arc::new(Database::new(root));
+        let given = self.context.unwrap_or_default();
+        let mut config: SessionConfig = given
+            .copied_config()
+            .with_information_schema(true)
+            .with_default_catalog_and_schema(CATALOG_NAME, SCHEMA_NAME)
+            .with_create_default_catalog_and_schema(false);
+        // Text is stored as it is named, whatever the engine uses in memory.
+        config.options_mut().sql_parser.map_string_types_to_utf8view = false;
+        let files = Arc::new(FileTables {
+            listing: DynamicListTableFactory::new(SessionStore::new()),
+            options: database.root().options().clone(),
+        });
+        let state = SessionStateBuilder::new_from_existing(given.state())
+            .with_config(config)
+            .build();
+        let catalogs = Arc::clone(state.catalog_list());
+        let context = SessionContext::new_with_state(state);
+        let catalog: Arc<dyn CatalogProvider> = Arc::new(DatabaseCatalog::new(
+            Arc::clone(&database),
+            SystemSchema::new(Arc::clone(&database), system_tables()),
+        ));
+        context.register_catalog(CATALOG_NAME, catalog);
+        // Files by path or URL are tables too, and object stores are registered when one is named.
+        context.register_catalog_list(Arc::new(DynamicFileCatalog::new(
+            catalogs,
+            Arc::clone(&files) as Arc<dyn UrlTableFactory>,
+        )));
+        files
+            .listing
+            .session_store()
+            .with_state(context.state_weak_ref());
+        context.register_catalog_list(Arc::new(DynamicObjectStoreCatalog::new(
+            Arc::clone(context.state().catalog_list()),
+            context.state_weak_ref(),
+        )));
+        for function in self.functions {
+            context.register_udf(function);
+        }
+        let state = context.state_weak_ref();
+        database.attach(Box::new(move || {
+            state.upgrade().map(|state| state.read().clone())
+        }));
+        Ok(Headwater {
+            executor: Executor::new(context, database),
+        })
+    }
+}
+
+/// Tables that a statement names by path: files that DataFusion reads, and Lance tables.
+#[derive(Debug)]
+struct FileTables {
+    listing: DynamicListTableFactory,
+    options: HashMap<String, String>,
+}
+
+#[async_trait]
+impl UrlTableFactory for FileTables {
+    async fn try_new(&self, url: &str) -> DataFusionResult<Option<Arc<dyn TableProvider>>> {
+        let path = url.trim_end_matches('/');
+        if path.ends_with(".lance") {
+            let dataset = open(path, None, &self.options, None).await?;
+            let table = LanceTable::new(path.to_string(), Arc::new(dataset), false);
+            return Ok(Some(Arc::new(table)));
+        }
+        self.listing.try_new(url).await
     }
 }

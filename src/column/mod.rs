@@ -1,1 +1,17 @@
-//! Computed columns: declared, planned, filled, kept fresh.
+//! Computed columns: declared, assessed, filled, kept fresh.
+//!
+//! A computed column is a row-for-row view stored beside its source rows. A refresh finds the rows
+//! that need a value ([`assess`]), plans which fragments to write ([`plan`]), computes ([`compute`])
+//! and writes ([`write`]) one file a fragment, and commits the files with the column's new
+//! [`state`] ([`refresh`]).
+
+pub mod assess;
+pub mod compute;
+pub mod declare;
+pub mod plan;
+pub mod refresh;
+pub mod state;
+mod system;
+pub mod write;
+
+pub use system::system_tables;

@@ -1,5 +1,18 @@
 //! All calls to Lance: scans, column files, commits, versions.
 
+pub mod column_file;
+mod commit;
+pub mod fragments;
+mod open;
 pub mod properties;
+mod root;
 pub mod row_set;
 pub mod scan;
+pub mod schema;
+pub mod version;
+pub mod write;
+
+pub use commit::{Properties, commit, with_retries};
+pub use open::{open, storage_error};
+pub use root::Root;
+pub use row_set::RowSet;

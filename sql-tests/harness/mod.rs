@@ -1,0 +1,57 @@
+//! Runs sqllogictest files against a database: one fresh folder for each file.
+//!
+//! - [`files`] finds the files and makes a trial of each,
+//! - [`database`] is the database as sqllogictest sees it,
+//! - [`command`] are the lines that begin with a backslash: what a test does besides SQL,
+//! - [`foreign`] changes tables as other Lance programs do,
+//! - [`render`] turns results into text, [`normalize`] takes out of it what differs from
+//!   run to run,
+//! - [`checks`] tests all of this.
+
+pub mod checks;
+pub mod command;
+pub mod database;
+pub mod files;
+pub mod foreign;
+pub mod normalize;
+pub mod render;
+
+use std::fmt;
+
+/// Where the plans of a file run. Every file runs on every engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// In this process.
+    Local,
+}
+
+impl Engine {
+    /// All engines.
+    pub const ALL: [Engine; 1] = [Engine::Local];
+
+    /// Its name in the names of trials, and the label for `onlyif` and `skipif`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Engine::Local => "local",
+        }
+    }
+}
+
+/// Why a statement or a command failed, as the text that a test matches.
+#[derive(Debug, Clone)]
+pub struct Failure(pub String);
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl Failure {
+    /// A failure that says `message`.
+    pub fn new(message: impl fmt::Display) -> Self {
+        Self(message.to_string())
+    }
+}

@@ -1,0 +1,42 @@
+//! The integration tests: every `.slt` file below this folder, and the trials of the
+//! modules named in [`trials`].
+//!
+//! With `HEADWATER_TEST_SHELL=1` in its environment the same binary is the `headwater`
+//! shell with the functions of [`functions`] added, so that a test can start, watch
+//! and kill a process whose computation counts its calls, sleeps or fails.
+
+mod functions;
+mod harness;
+
+use std::env;
+use std::process::ExitCode;
+
+use headwater::session::Headwater;
+use libtest_mimic::{Arguments, Trial};
+
+fn main() -> ExitCode {
+    if env::var_os("HEADWATER_TEST_SHELL").is_some_and(|value| value == "1") {
+        return shell();
+    }
+    let arguments = Arguments::from_args();
+    libtest_mimic::run(&arguments, trials()).exit_code()
+}
+
+/// All tests. A module with tests of its own is one more line.
+fn trials() -> Vec<Trial> {
+    [harness::files::trials(), harness::checks::trials()]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+/// The shell, with the functions of the tests.
+fn shell() -> ExitCode {
+    let calls = env::var_os("HEADWATER_CALLS").map(Into::into);
+    let builder = functions::all(calls)
+        .into_iter()
+        .fold(Headwater::builder(), |builder, function| {
+            builder.scalar_function(function)
+        });
+    headwater::shell::run(env::args_os(), builder)
+}

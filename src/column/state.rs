@@ -1,0 +1,127 @@
+//! The state of a computed column: which inputs its values reflect, and which rows lack one.
+//!
+//! Invariant: every row live at the watermark, except those in `pending`, holds what the
+//! definition gives for the inputs as of the watermark or later. The state is written in
+//! the transaction properties of the commit that carries the values, so both are there
+//! or neither. It is found by walking back from the newest version; a restored version
+//! leads to the version that it restored, because the commits in between are undone.
+
+use lance::Dataset;
+use lance::dataset::transaction::Operation;
+use serde::{Deserialize, Serialize};
+
+use crate::database::definition::ComputedColumn;
+use crate::delta::{FieldIdentity, VersionStamp};
+use crate::storage::properties::COLUMN_STATE;
+use crate::storage::{RowSet, storage_error};
+use crate::{Error, Result};
+
+/// Rows that lack a value.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pending {
+    /// All rows, those of the watermark and later ones; with the reason code.
+    All(String),
+    /// These row ids.
+    Rows(RowSet),
+    /// The row ids in this file below `_headwater/`, because they are many.
+    File(String),
+}
+
+/// The state of a computed column at one commit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ColumnState {
+    /// Digest of the definition that the values come from.
+    pub definition: String,
+    /// The version of the table that the values reflect.
+    pub watermark: VersionStamp,
+    /// The stored columns that the expression reads, as they were at the watermark.
+    pub inputs: Vec<FieldIdentity>,
+    /// Rows never computed, or left out.
+    pub pending: Pending,
+}
+
+impl ColumnState {
+    /// The state of a column of which nothing is computed: it was just declared, or has a new
+    /// definition. `reason` is the reason code for computing all rows.
+    pub fn unfilled(column: &ComputedColumn, watermark: VersionStamp, reason: &str) -> Self {
+        Self {
+            definition: column.digest(),
+            watermark,
+            inputs: Vec::new(),
+            pending: Pending::All(reason.to_string()),
+        }
+    }
+
+    /// The transaction property that holds it.
+    pub fn property(&self, field_id: i32) -> Result<(String, String)> {
+        let text = serde_json::to_string(self)
+            .map_err(|error| Error::internal(format!("a state can't be written: {error}")))?;
+        Ok((format!("{COLUMN_STATE}{field_id}"), text))
+    }
+}
+
+/// A state, and where it was found.
+#[derive(Debug, Clone)]
+pub enum FoundState {
+    /// The newest state.
+    State(Box<ColumnState>),
+    /// The column was never refreshed here: its table was made with it, or others declared it.
+    Never,
+    /// A version on the way is gone, or what it holds can't be read.
+    Lost,
+}
+
+/// Finds the newest states of the columns whose fields have the ids `field_ids`, in their order.
+pub async fn find_states(
+    table: &str,
+    dataset: &Dataset,
+    field_ids: &[i32],
+) -> Result<Vec<FoundState>> {
+    let keys: Vec<String> = field_ids
+        .iter()
+        .map(|id| format!("{COLUMN_STATE}{id}"))
+        .collect();
+    let mut found: Vec<Option<FoundState>> = vec![None; keys.len()];
+    let mut version = dataset.version().version;
+    let rest = loop {
+        if found.iter().all(Option::is_some) {
+            break FoundState::Never;
+        }
+        if version == 0 {
+            break FoundState::Never;
+        }
+        let transaction = match dataset.read_transaction_by_version(version).await {
+            Ok(Some(transaction)) => transaction,
+            Ok(None) => {
+                // A commit of others without a record; it carries no state of ours.
+                version -= 1;
+                continue;
+            }
+            Err(lance::Error::DatasetNotFound { .. } | lance::Error::NotFound { .. }) => {
+                break FoundState::Lost;
+            }
+            Err(error) => return Err(storage_error(table, error)),
+        };
+        if let Some(properties) = &transaction.transaction_properties {
+            for (slot, key) in found.iter_mut().zip(&keys) {
+                if let (None, Some(text)) = (&slot, properties.get(key)) {
+                    *slot = Some(match serde_json::from_str(text) {
+                        Ok(state) => FoundState::State(Box::new(state)),
+                        Err(_) => FoundState::Lost,
+                    });
+                }
+            }
+        }
+        match transaction.operation {
+            // Below an overwrite is another table.
+            Operation::Overwrite { .. } => break FoundState::Never,
+            Operation::Restore { version: restored } => version = restored,
+            _ => version -= 1,
+        }
+    };
+    Ok(found
+        .into_iter()
+        .map(|slot| slot.unwrap_or_else(|| rest.clone()))
+        .collect())
+}

@@ -1,0 +1,123 @@
+//! A Lance table as DataFusion sees it.
+//!
+//! The table stays at the version that it was opened at, so that everything in
+//! one statement sees the same rows. It can only be read: statements that change
+//! tables do so by row id, not through DataFusion's hooks.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use datafusion::arrow::datatypes::{Field, Schema, SchemaRef};
+use datafusion::catalog::{Session, TableProvider};
+use datafusion::common::Result;
+use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
+use datafusion::physical_plan::ExecutionPlan;
+use lance::Dataset;
+
+use crate::storage::scan::{
+    Blobs, LanceScanExec, ScanDescription, can_push_down, fragment_rows, partition_fragments,
+    row_field, table_schema,
+};
+
+/// A Lance table at one version.
+#[derive(Debug, Clone)]
+pub struct LanceTable {
+    name: String,
+    dataset: Arc<Dataset>,
+    schema: SchemaRef,
+}
+
+impl LanceTable {
+    /// The table `name` at the version of `dataset`. With `expose_row_ids` it has the
+    /// columns `_rowid` and `_rowaddr` at the end.
+    pub fn new(name: impl Into<String>, dataset: Arc<Dataset>, expose_row_ids: bool) -> Self {
+        let stored = table_schema(&dataset, Blobs::Descriptors);
+        let schema = if expose_row_ids {
+            let row_fields = ["_rowid", "_rowaddr"].into_iter().filter_map(row_field);
+            let fields = stored.fields().iter().cloned();
+            let fields: Vec<Arc<Field>> = fields.chain(row_fields.map(Arc::new)).collect();
+            Schema::new_with_metadata(fields, stored.metadata.clone())
+        } else {
+            stored
+        };
+        Self {
+            name: name.into(),
+            dataset,
+            schema: Arc::new(schema),
+        }
+    }
+
+    /// The name of the table.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The table at its version.
+    pub fn dataset(&self) -> &Arc<Dataset> {
+        &self.dataset
+    }
+}
+
+#[async_trait]
+impl TableProvider for LanceTable {
+    fn schema(&self) -> SchemaRef {
+        self.schema.clone()
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    fn supports_filters_pushdown(
+        &self,
+        filters: &[&Expr],
+    ) -> Result<Vec<TableProviderFilterPushDown>> {
+        Ok(filters
+            .iter()
+            .map(|filter| match can_push_down(filter, &self.schema) {
+                true => TableProviderFilterPushDown::Exact,
+                false => TableProviderFilterPushDown::Unsupported,
+            })
+            .collect())
+    }
+
+    async fn scan(
+        &self,
+        state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+        limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let columns = match projection {
+            Some(indices) => self.schema.project(indices)?,
+            None => self.schema.as_ref().clone(),
+        };
+        let fragments = fragment_rows(&self.dataset);
+        let settings = state.config();
+        let description = ScanDescription {
+            columns: columns.fields().iter().map(|f| f.name().clone()).collect(),
+            filter: all_of(filters),
+            limit,
+            fragments: partition_fragments(&fragments, settings.target_partitions()),
+            batch_rows: settings.batch_size(),
+            ..ScanDescription::new(&self.dataset)
+        };
+        let scan = LanceScanExec::try_new(self.dataset.clone(), description)?;
+        Ok(Arc::new(scan))
+    }
+}
+
+/// `filters` joined by AND, as flat a tree as can be: Lance limits the depth.
+fn all_of(filters: &[Expr]) -> Option<Expr> {
+    match filters {
+        [] => None,
+        [filter] => Some(filter.clone()),
+        _ => {
+            let (left, right) = filters.split_at(filters.len() / 2);
+            Some(all_of(left)?.and(all_of(right)?))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

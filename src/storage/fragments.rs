@@ -1,0 +1,122 @@
+//! Fragments by row ids: which rows a fragment holds, and where.
+
+use lance::Dataset;
+use lance::dataset::rowids::load_row_id_sequence;
+use lance_table::format::Fragment;
+use lance_table::rowids::RowIdSequence;
+use lance_table::rowids::segment::U64Segment;
+use roaring::RoaringBitmap;
+
+use super::{RowSet, storage_error};
+use crate::{Error, Result};
+
+/// Ids of the rows of `fragment` that are live.
+pub async fn live_ids(table: &str, dataset: &Dataset, fragment: &Fragment) -> Result<RowSet> {
+    let sequence = load_row_id_sequence(dataset, fragment)
+        .await
+        .map_err(|error| storage_error(table, error))?;
+    let ids = RowSet::from_sequence(&sequence);
+    let deleted = deleted_offsets(table, dataset, fragment).await?;
+    if deleted.is_empty() {
+        return Ok(ids);
+    }
+    let gone: RowSet = deleted
+        .iter()
+        .filter_map(|offset| sequence.get(offset as usize))
+        .collect();
+    Ok(ids.difference(&gone))
+}
+
+/// Ids of all live rows of the table.
+pub async fn all_live_ids(table: &str, dataset: &Dataset) -> Result<RowSet> {
+    let mut all = RowSet::default();
+    for fragment in dataset.fragments().iter() {
+        all.union_with(&live_ids(table, dataset, fragment).await?);
+    }
+    Ok(all)
+}
+
+/// Offsets of those live rows of `fragment` whose ids are in `ids`.
+pub async fn offsets_of(
+    table: &str,
+    dataset: &Dataset,
+    fragment: &Fragment,
+    ids: &RowSet,
+) -> Result<RoaringBitmap> {
+    let sequence = load_row_id_sequence(dataset, fragment)
+        .await
+        .map_err(|error| storage_error(table, error))?;
+    let mut offsets = matching_offsets(&sequence, ids);
+    if !offsets.is_empty() {
+        offsets -= deleted_offsets(table, dataset, fragment).await?;
+    }
+    Ok(offsets)
+}
+
+/// Offsets in `sequence` of the ids that are in `ids`.
+fn matching_offsets(sequence: &RowIdSequence, ids: &RowSet) -> RoaringBitmap {
+    let mut offsets = RoaringBitmap::new();
+    let mut start = 0u32;
+    for segment in sequence.segments() {
+        let length = segment.len() as u32;
+        if let U64Segment::Range(range) = segment {
+            // The common case: only the ids that are wanted are looked at, not the rows.
+            offsets.extend(ids.range(range.clone()).map(|id| start + (id - range.start) as u32));
+        } else if segment
+            .range()
+            .is_some_and(|span| ids.range(*span.start()..span.end().saturating_add(1)).next().is_some())
+        {
+            let wanted = segment
+                .iter()
+                .enumerate()
+                .filter(|(_, id)| ids.contains(*id));
+            offsets.extend(wanted.map(|(offset, _)| start + offset as u32));
+        }
+        start += length;
+    }
+    offsets
+}
+
+/// Offsets of the rows of `fragment` that are deleted.
+pub async fn deleted_offsets(
+    table: &str,
+    dataset: &Dataset,
+    fragment: &Fragment,
+) -> Result<RoaringBitmap> {
+    if fragment.deletion_file.is_none() {
+        return Ok(RoaringBitmap::new());
+    }
+    let file = dataset
+        .get_fragment(fragment.id as usize)
+        .ok_or_else(|| Error::internal(format!("fragment {} is gone", fragment.id)))?;
+    let vector = file
+        .get_deletion_vector()
+        .await
+        .map_err(|error| storage_error(table, error))?;
+    Ok(vector
+        .map(|vector| vector.to_sorted_iter().collect())
+        .unwrap_or_default())
+}
+
+/// Live rows of `fragment`.
+pub async fn live_rows(table: &str, dataset: &Dataset, fragment: &Fragment) -> Result<u64> {
+    if let Some(rows) = fragment.num_rows() {
+        return Ok(rows as u64);
+    }
+    let physical = fragment.physical_rows.unwrap_or_default() as u64;
+    Ok(physical - deleted_offsets(table, dataset, fragment).await?.len())
+}
+
+/// The id of the row at `address`.
+pub async fn id_at(table: &str, dataset: &Dataset, address: u64) -> Result<u64> {
+    let fragment = dataset
+        .get_fragment((address >> 32) as usize)
+        .ok_or_else(|| Error::internal(format!("fragment {} is gone", address >> 32)))?;
+    if fragment.metadata().row_id_meta.is_none() {
+        return Ok(address);
+    }
+    let sequence = load_row_id_sequence(dataset, fragment.metadata())
+        .await
+        .map_err(|error| storage_error(table, error))?;
+    Ok(sequence.get(address as u32 as usize).unwrap_or(address))
+}

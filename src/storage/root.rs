@@ -1,0 +1,295 @@
+//! The root of a database: where its tables and Headwater's own files are.
+//!
+//! Tables are folders `<name>.lance` directly below the root, as LanceDB lays
+//! them out; Headwater's own files are below `_headwater/`.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::TryStreamExt;
+use lance::Dataset;
+use lance::io::ObjectStore;
+use lance::session::Session;
+use lance_io::object_store::{ObjectStoreParams, StorageOptionsAccessor};
+use object_store::path::Path;
+use object_store::{Error as StoreError, ObjectStoreExt};
+
+use super::open;
+use crate::{Error, ErrorKind, Result};
+
+const TABLE_SUFFIX: &str = ".lance";
+const OWN_FOLDER: &str = "_headwater";
+/// Bytes of decoded index pages that all tables of a database may keep in memory.
+const INDEX_CACHE_BYTES: usize = 256 << 20;
+/// Bytes of manifests and file footers that all tables of a database may keep in memory.
+const METADATA_CACHE_BYTES: usize = 128 << 20;
+
+/// A place that holds a database: a local folder or a prefix of an object store.
+pub struct Root {
+    url: String,
+    options: HashMap<String, String>,
+    store: Arc<ObjectStore>,
+    base: Path,
+    session: Arc<Session>,
+}
+
+impl std::fmt::Debug for Root {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Storage options hold credentials.
+        f.debug_struct("Root").field("url", &self.url).finish()
+    }
+}
+
+impl Root {
+    /// Opens the root at `url` (a folder, or a URL with a scheme) with the object
+    /// store's `options`. Nothing is created or read yet.
+    ///
+    /// # Errors
+    ///
+    /// If the URL can't be understood, or is a file.
+    pub async fn open(url: &str, options: HashMap<String, String>) -> Result<Self> {
+        let url = absolute(url)?;
+        let session = Arc::new(Session::new(
+            INDEX_CACHE_BYTES,
+            METADATA_CACHE_BYTES,
+            Default::default(),
+        ));
+        let parameters = ObjectStoreParams {
+            storage_options_accessor: (!options.is_empty()).then(|| {
+                Arc::new(StorageOptionsAccessor::with_static_options(options.clone()))
+            }),
+            ..Default::default()
+        };
+        let (store, base) =
+            ObjectStore::from_uri_and_params(session.store_registry(), &url, &parameters)
+                .await
+                .map_err(|error| {
+                    Error::new(
+                        ErrorKind::Storage,
+                        format!("can't open the database '{url}': {error}"),
+                    )
+                    .with_hint(
+                        "give a folder, or a URL such as s3://bucket/path; \
+                         credentials come from the environment or from --option",
+                    )
+                    .with_source(error)
+                })?;
+        Ok(Self {
+            url,
+            options,
+            store,
+            base,
+            session,
+        })
+    }
+
+    /// The absolute URL or folder.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Options of the object store.
+    pub fn options(&self) -> &HashMap<String, String> {
+        &self.options
+    }
+
+    /// The Lance session whose caches all tables of this database share.
+    pub fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+
+    /// Whether the database is in a local folder.
+    pub fn is_local(&self) -> bool {
+        self.store.is_local()
+    }
+
+    /// The URI of a table.
+    pub fn table_uri(&self, name: &str) -> String {
+        format!("{}/{name}{TABLE_SUFFIX}", self.url.trim_end_matches('/'))
+    }
+
+    /// Opens a table at its newest version, or at `version`.
+    pub async fn open_table(&self, name: &str, version: Option<u64>) -> Result<Dataset> {
+        open(
+            &self.table_uri(name),
+            version,
+            &self.options,
+            Some(Arc::clone(&self.session)),
+        )
+        .await
+    }
+
+    /// Whether a table of that name is there, by its folder of versions.
+    pub async fn has_table(&self, name: &str) -> Result<bool> {
+        let versions = self.table_path(name).join("_versions");
+        let mut listing = self.store.list(Some(versions));
+        Ok(listing.try_next().await?.is_some())
+    }
+
+    /// Names of all tables, sorted.
+    pub async fn table_names(&self) -> Result<Vec<String>> {
+        let listing = match self.store.list_with_delimiter(Some(&self.base)).await {
+            Ok(listing) => listing,
+            Err(error) if is_not_found(&error) => return Ok(Vec::new()),
+            Err(error) => return Err(Error::from(error).context("can't list the tables")),
+        };
+        let mut names: Vec<String> = listing
+            .common_prefixes
+            .iter()
+            .filter_map(|path| path.filename())
+            .filter_map(|name| name.strip_suffix(TABLE_SUFFIX))
+            .map(str::to_string)
+            .collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// Removes a table with all its versions.
+    pub async fn remove_table(&self, name: &str) -> Result<()> {
+        self.store
+            .remove_dir_all(self.table_path(name))
+            .await
+            .map_err(|error| Error::from(error).context(format!("can't remove table '{name}'")))
+    }
+
+    /// Gives a table another name. In a local folder this is one rename; in an object
+    /// store every object is copied and the old ones are removed afterwards, so that a
+    /// crash in between leaves the table under its old name.
+    pub async fn rename_table(&self, from: &str, to: &str) -> Result<()> {
+        if self.is_local() {
+            let (from_folder, to_folder) = (self.table_uri(from), self.table_uri(to));
+            let renamed = tokio::fs::rename(local_path(&from_folder), local_path(&to_folder)).await;
+            return renamed.map_err(|error| {
+                Error::new(
+                    ErrorKind::Storage,
+                    format!("can't rename table '{from}' to '{to}': {error}"),
+                )
+                .with_source(error)
+            });
+        }
+        let (from_path, to_path) = (self.table_path(from), self.table_path(to));
+        let objects: Vec<_> = self.store.list(Some(from_path.clone())).try_collect().await?;
+        // Versions last: the table is there under its new name only when it is whole.
+        let (versions, rest): (Vec<_>, Vec<_>) = objects
+            .into_iter()
+            .partition(|object| object.location.as_ref().contains("/_versions/"));
+        for object in rest.into_iter().chain(versions) {
+            let Some(parts) = object.location.prefix_match(&from_path) else {
+                continue;
+            };
+            let target = Path::from_iter(to_path.parts().chain(parts));
+            self.store.copy(&object.location, &target).await?;
+        }
+        self.remove_table(from).await
+    }
+
+    /// Reads one of Headwater's own files; `None` if it is not there.
+    pub async fn read_own(&self, path: &str) -> Result<Option<Bytes>> {
+        match self.store.inner.get(&self.own_path(path)).await {
+            Ok(found) => Ok(Some(found.bytes().await.map_err(store_error)?)),
+            Err(StoreError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(store_error(error)),
+        }
+    }
+
+    /// Makes one of Headwater's own files, whole or not at all. Returns false, and
+    /// changes nothing, if it is there already.
+    pub async fn create_own(&self, path: &str, content: impl Into<Bytes>) -> Result<bool> {
+        let content: Bytes = content.into();
+        match self
+            .store
+            .put_if_absent(&self.own_path(path), content.into())
+            .await
+        {
+            Ok(()) => Ok(true),
+            Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => Ok(false),
+            Err(error) => Err(store_error(error)),
+        }
+    }
+
+    /// Writes one of Headwater's own files, replacing what is there.
+    pub async fn replace_own(&self, path: &str, content: impl Into<Bytes>) -> Result<()> {
+        let content: Bytes = content.into();
+        self.store
+            .inner
+            .put(&self.own_path(path), content.into())
+            .await
+            .map_err(store_error)?;
+        Ok(())
+    }
+
+    /// Removes one of Headwater's own files; it is no error if it is not there.
+    pub async fn remove_own(&self, path: &str) -> Result<()> {
+        match self.store.inner.delete(&self.own_path(path)).await {
+            Ok(()) | Err(StoreError::NotFound { .. }) => Ok(()),
+            Err(error) => Err(store_error(error)),
+        }
+    }
+
+    /// Names of Headwater's own files directly below `folder`, sorted.
+    pub async fn list_own(&self, folder: &str) -> Result<Vec<String>> {
+        let path = self.own_path(folder);
+        let listing = match self.store.list_with_delimiter(Some(&path)).await {
+            Ok(listing) => listing,
+            Err(error) if is_not_found(&error) => return Ok(Vec::new()),
+            Err(error) => return Err(error.into()),
+        };
+        let mut names: Vec<String> = listing
+            .objects
+            .iter()
+            .filter_map(|object| object.location.filename().map(str::to_string))
+            .collect();
+        names.sort();
+        Ok(names)
+    }
+
+    fn table_path(&self, name: &str) -> Path {
+        self.base.clone().join(format!("{name}{TABLE_SUFFIX}"))
+    }
+
+    fn own_path(&self, path: &str) -> Path {
+        path.split('/')
+            .fold(self.base.clone().join(OWN_FOLDER), |base, part| base.join(part))
+    }
+}
+
+fn store_error(error: StoreError) -> Error {
+    Error::new(ErrorKind::Storage, error.to_string()).with_source(error)
+}
+
+fn is_not_found(error: &lance::Error) -> bool {
+    matches!(error, lance::Error::NotFound { .. })
+        || error.to_string().to_lowercase().contains("no such file")
+}
+
+/// The folder behind a local URI.
+fn local_path(uri: &str) -> &str {
+    uri.strip_prefix("file://").unwrap_or(uri)
+}
+
+/// Makes a local folder absolute, so that the database does not move when the
+/// process changes its working directory; leaves URLs alone.
+fn absolute(url: &str) -> Result<String> {
+    if url.is_empty() {
+        return Err(Error::invalid("the database's path is empty"));
+    }
+    if url.contains("://") && !url.starts_with("file://") {
+        return Ok(url.trim_end_matches('/').to_string());
+    }
+    let path = local_path(url);
+    let absolute = std::path::absolute(path).map_err(|error| {
+        Error::invalid(format!("'{path}' is not a usable path: {error}")).with_source(error)
+    })?;
+    if absolute.is_file() {
+        return Err(
+            Error::invalid(format!("the database '{path}' is a file, not a folder"))
+                .with_hint("name a folder; it is made when the first table is"),
+        );
+    }
+    match absolute.to_str() {
+        Some(text) if text.len() > 1 => Ok(text.trim_end_matches('/').to_string()),
+        Some(text) => Ok(text.to_string()),
+        None => Err(Error::invalid(format!("'{path}' is not valid UTF-8"))),
+    }
+}

@@ -1,1 +1,0 @@
-//! Scans of Lance tables as a node of a DataFusion plan.

@@ -1,0 +1,345 @@
+//! Reads one partition of a scan.
+//!
+//! Batches leave here with the schema that the node promised, and bounded: in
+//! rows, and in bytes unless a single row is larger. What is read ahead of them
+//! is bounded too, so that memory does not grow with the table.
+
+use std::any::Any;
+use std::collections::VecDeque;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::task::Poll;
+
+use datafusion::arrow::array::{Array, RecordBatch, RecordBatchOptions};
+use datafusion::arrow::compute::BatchCoalescer;
+use datafusion::arrow::datatypes::SchemaRef;
+use datafusion::arrow::error::ArrowError;
+use datafusion::common::DataFusionError;
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::metrics::{BaselineMetrics, Count, MetricBuilder};
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use futures::stream::{self, BoxStream};
+use futures::{StreamExt, TryStreamExt};
+use lance::Dataset;
+use lance::dataset::scanner::{MaterializationStyle, Scanner};
+use lance_core::datatypes::{Field, Schema};
+
+use super::schema::{blob_handling, row_field};
+use super::{LanceScanExec, ScanDescription, ScanPartition};
+use crate::storage::open::{query_error, storage_error};
+use crate::{Error, ErrorKind, Result};
+
+/// Bytes that all partitions of a scan together may have read, but not decoded
+/// yet, from local files, and from an object store, whose latency needs more.
+const LOCAL_READ_AHEAD: u64 = 128 * 1024 * 1024;
+const REMOTE_READ_AHEAD: u64 = 512 * 1024 * 1024;
+/// What a partition has at least: a few pages.
+const MIN_READ_AHEAD: u64 = 16 * 1024 * 1024;
+
+/// The rows of `partition`, which is one of `scan`'s.
+pub(super) fn read(
+    scan: &LanceScanExec,
+    partition: usize,
+    context: &TaskContext,
+) -> SendableRecordBatchStream {
+    let metrics = BaselineMetrics::new(&scan.metrics, partition);
+    let bytes_read = MetricBuilder::new(&scan.metrics).counter("bytes_scanned", partition);
+    let schema = scan.schema();
+    let job = Job {
+        dataset: scan.dataset.clone(),
+        description: scan.description.clone(),
+        partitions: scan.partitions.clone(),
+        partition,
+        parallelism: context.session_config().target_partitions(),
+    };
+    let batches = match job.rows_without_reading() {
+        Some(rows) => job.counted(schema.clone(), rows),
+        None => job.scanned(bytes_read),
+    };
+    let shaper = Shaper::new(schema.clone(), &scan.description);
+    Box::pin(RecordBatchStreamAdapter::new(
+        schema,
+        shape(batches, shaper, metrics),
+    ))
+}
+
+/// One partition of a scan on its way.
+struct Job {
+    dataset: Arc<Dataset>,
+    description: Arc<ScanDescription>,
+    partitions: Arc<Vec<ScanPartition>>,
+    partition: usize,
+    /// How many partitions the session would like to run at once.
+    parallelism: usize,
+}
+
+impl Job {
+    fn this(&self) -> &ScanPartition {
+        &self.partitions[self.partition]
+    }
+
+    /// How many rows there are, if that is all that is asked for and the manifest
+    /// knows it, or if there are none.
+    fn rows_without_reading(&self) -> Option<usize> {
+        let limit = self.description.limit.unwrap_or(usize::MAX);
+        if limit == 0 || self.this().rows == Some(0) {
+            return Some(0);
+        }
+        if self.description.columns.is_empty() && self.description.filter.is_none() {
+            return self.this().rows.map(|rows| rows.min(limit));
+        }
+        None
+    }
+
+    /// Batches of `rows` rows and no columns.
+    fn counted(
+        &self,
+        schema: SchemaRef,
+        rows: usize,
+    ) -> BoxStream<'static, Result<RecordBatch, DataFusionError>> {
+        let step = self.description.batch_rows;
+        stream::iter((0..rows).step_by(step))
+            .map(move |start| {
+                let options =
+                    RecordBatchOptions::new().with_row_count(Some(step.min(rows - start)));
+                Ok(RecordBatch::try_new_with_options(
+                    schema.clone(),
+                    Vec::new(),
+                    &options,
+                )?)
+            })
+            .boxed()
+    }
+
+    /// What Lance's scanner yields, in its own schema and batches.
+    fn scanned(
+        self,
+        bytes_read: Count,
+    ) -> BoxStream<'static, Result<RecordBatch, DataFusionError>> {
+        let job = Arc::new(self);
+        let opened = job.clone();
+        let opening = async move {
+            let table = opened.description.table();
+            let mut scanner = opened.scanner().await?;
+            scanner.scan_stats_callback(Arc::new(move |counts| bytes_read.add(counts.bytes_read)));
+            let stream = scanner
+                .try_into_stream()
+                .await
+                .map_err(|error| storage_error(table, error))?;
+            Ok::<_, DataFusionError>(SendableRecordBatchStream::from(stream))
+        };
+        // Lance may panic over a damaged file; that must not take the process down.
+        let batches = AssertUnwindSafe(stream::once(opening).try_flatten())
+            .catch_unwind()
+            .map(|outcome| outcome.unwrap_or_else(|panic| Err(panicked(panic).into())));
+        batches
+            .or_else(move |error| {
+                let job = job.clone();
+                async move { Err(job.explain(error).await.into()) }
+            })
+            .boxed()
+    }
+
+    async fn scanner(&self) -> Result<Scanner> {
+        let description = &self.description;
+        let fail = |error| storage_error(description.table(), error);
+        let store = self.dataset.object_store(None).await.map_err(fail)?;
+        let partitions = self.partitions.len();
+        let read_ahead = if store.is_cloud() {
+            REMOTE_READ_AHEAD
+        } else {
+            LOCAL_READ_AHEAD
+        } / partitions as u64;
+
+        let mut scanner = self.dataset.scan();
+        scanner
+            .with_fragments(self.this().fragments.clone())
+            .project_with_schema(&self.columns()?)
+            .map_err(fail)?
+            .blob_handling(blob_handling(description.blobs))
+            .batch_size(description.batch_rows.min(u32::MAX as usize))
+            .batch_size_bytes(description.batch_bytes)
+            .scan_in_order(description.in_order)
+            .materialization_style(MaterializationStyle::Heuristic)
+            // The partitions are the parallelism; what decodes within one only has to
+            // keep the cores busy that have no partition of their own.
+            .target_parallelism(1)
+            .batch_readahead(self.parallelism.div_ceil(partitions).max(1) + 1)
+            .io_buffer_size(read_ahead.max(MIN_READ_AHEAD));
+        if let Some(filter) = &description.filter {
+            scanner.filter_expr(filter.clone());
+        }
+        if let Some(limit) = description.limit {
+            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+            scanner.limit(Some(limit), None).map_err(fail)?;
+        }
+        Ok(scanner)
+    }
+
+    /// The columns as Lance's fields: by names alone, one with a dot or a quote in it
+    /// would be taken for a path.
+    fn columns(&self) -> Result<Schema> {
+        let stored = self.dataset.schema();
+        let fields = self
+            .description
+            .columns
+            .iter()
+            .map(|name| match row_field(name) {
+                Some(field) => Field::try_from(&field)
+                    .map_err(|error| storage_error(self.description.table(), error)),
+                None => stored
+                    .fields
+                    .iter()
+                    .find(|field| &field.name == name)
+                    .cloned()
+                    .ok_or_else(|| Error::internal(format!("no column '{name}' to scan"))),
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Schema {
+            fields,
+            metadata: stored.metadata.clone(),
+        })
+    }
+
+    /// Says of an error which table it is about and, if reading failed, which file.
+    async fn explain(&self, error: DataFusionError) -> Error {
+        query_error(self.description.table(), error)
+    }
+}
+
+fn panicked(panic: Box<dyn Any + Send>) -> Error {
+    let what = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("no message");
+    Error::new(ErrorKind::Storage, format!("Lance gave up: {what}"))
+}
+
+/// Passes `batches` on in the shape that was promised, and keeps the metrics.
+fn shape(
+    mut batches: BoxStream<'static, Result<RecordBatch, DataFusionError>>,
+    mut shaper: Shaper,
+    metrics: BaselineMetrics,
+) -> impl futures::Stream<Item = Result<RecordBatch, DataFusionError>> + Send + 'static {
+    let mut ended = false;
+    stream::poll_fn(move |cx| {
+        let elapsed = metrics.elapsed_compute().clone();
+        let _timer = elapsed.timer();
+        let poll = loop {
+            if let Some(batch) = shaper.ready.pop_front() {
+                break Poll::Ready(Some(Ok(batch)));
+            }
+            if ended {
+                break Poll::Ready(None);
+            }
+            let shaped = match batches.poll_next_unpin(cx) {
+                Poll::Pending => break Poll::Pending,
+                Poll::Ready(Some(Ok(batch))) => shaper.push(batch),
+                Poll::Ready(Some(Err(error))) => Err(error),
+                Poll::Ready(None) => {
+                    ended = true;
+                    shaper.finish()
+                }
+            };
+            if let Err(error) = shaped {
+                ended = true;
+                break Poll::Ready(Some(Err(error)));
+            }
+        };
+        metrics.record_poll(poll)
+    })
+}
+
+/// Gives batches the promised schema and size.
+struct Shaper {
+    schema: SchemaRef,
+    rows: usize,
+    bytes: usize,
+    /// Gathers the small batches that a filter leaves.
+    gather: Option<BatchCoalescer>,
+    gathered_bytes: usize,
+    ready: VecDeque<RecordBatch>,
+}
+
+impl Shaper {
+    fn new(schema: SchemaRef, description: &ScanDescription) -> Self {
+        let rows = description.batch_rows;
+        let gather = description.filter.as_ref().map(|_| {
+            BatchCoalescer::new(schema.clone(), rows)
+                .with_biggest_coalesce_batch_size(Some(rows / 2))
+        });
+        Self {
+            schema,
+            rows,
+            bytes: usize::try_from(description.batch_bytes).unwrap_or(usize::MAX),
+            gather,
+            gathered_bytes: 0,
+            ready: VecDeque::new(),
+        }
+    }
+
+    fn push(&mut self, batch: RecordBatch) -> Result<(), DataFusionError> {
+        let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+        let columns = batch.columns().to_vec();
+        let batch = RecordBatch::try_new_with_options(self.schema.clone(), columns, &options)?;
+        let Some(gather) = &mut self.gather else {
+            self.bound(batch);
+            return Ok(());
+        };
+        let bytes = batch_bytes(&batch);
+        if self.gathered_bytes + bytes > self.bytes {
+            gather.finish_buffered_batch()?;
+            self.gathered_bytes = 0;
+        }
+        gather.push_batch(batch)?;
+        self.gathered_bytes += bytes;
+        self.take_gathered();
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<(), DataFusionError> {
+        if let Some(gather) = &mut self.gather {
+            gather.finish_buffered_batch()?;
+            self.take_gathered();
+        }
+        Ok(())
+    }
+
+    fn take_gathered(&mut self) {
+        while let Some(batch) = self.gather.as_mut().and_then(|g| g.next_completed_batch()) {
+            self.gathered_bytes = 0;
+            self.bound(batch);
+        }
+    }
+
+    /// Cuts `batch` until its parts are as small as promised.
+    fn bound(&mut self, batch: RecordBatch) {
+        let rows = batch.num_rows();
+        if rows > self.rows || (rows > 1 && batch_bytes(&batch) > self.bytes) {
+            // Whole batches first, halves when it is the bytes.
+            let cut = if rows > self.rows {
+                self.rows
+            } else {
+                rows / 2
+            };
+            self.bound(batch.slice(0, cut));
+            self.bound(batch.slice(cut, rows - cut));
+        } else if rows > 0 {
+            self.ready.push_back(batch);
+        }
+    }
+}
+
+/// The bytes of the rows of `batch`, though it may be a slice of larger arrays.
+fn batch_bytes(batch: &RecordBatch) -> usize {
+    batch
+        .columns()
+        .iter()
+        .map(|column| {
+            let size: Result<usize, ArrowError> = column.to_data().get_slice_memory_size();
+            size.unwrap_or_else(|_| column.get_array_memory_size())
+        })
+        .sum()
+}

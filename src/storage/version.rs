@@ -1,0 +1,107 @@
+//! The versions of a table: listing them, and naming what made each.
+
+use lance::Dataset;
+use lance::dataset::optimize::{CompactionOptions, compact_files};
+use lance::dataset::transaction::Operation;
+
+use super::commit::commit_error;
+use super::storage_error;
+use crate::Result;
+
+/// One version of a table.
+#[derive(Debug, Clone)]
+pub struct VersionEntry {
+    /// Its number.
+    pub version: u64,
+    /// When it was committed, in milliseconds since 1970, UTC.
+    pub timestamp_millis: i64,
+    /// What made it: INSERT, UPDATE, REFRESH COLUMN … as far as the commit tells.
+    pub operation: String,
+}
+
+/// All versions that are still there, oldest first.
+pub async fn versions(table: &str, dataset: &Dataset) -> Result<Vec<VersionEntry>> {
+    let listed = dataset
+        .versions()
+        .await
+        .map_err(|error| storage_error(table, error))?;
+    let mut entries = Vec::with_capacity(listed.len());
+    for version in listed {
+        let transaction = dataset
+            .read_transaction_by_version(version.version)
+            .await
+            .ok()
+            .flatten();
+        entries.push(VersionEntry {
+            version: version.version,
+            timestamp_millis: version.timestamp.timestamp_millis(),
+            operation: transaction
+                .map_or_else(|| "unknown".to_string(), |t| operation_name(&t.operation)),
+        });
+    }
+    Ok(entries)
+}
+
+/// What a user would call the statement behind an operation.
+fn operation_name(operation: &Operation) -> String {
+    match operation {
+        Operation::Append { .. } => "INSERT",
+        Operation::Delete { .. } => "DELETE",
+        Operation::Overwrite { .. } => "CREATE",
+        Operation::CreateIndex { .. } => "CREATE INDEX",
+        Operation::Rewrite { .. } => "OPTIMIZE",
+        Operation::DataReplacement { .. } => "REFRESH COLUMN",
+        Operation::Update { .. } => "UPDATE",
+        Operation::Merge { .. } | Operation::Project { .. } | Operation::UpdateConfig { .. } => {
+            "ALTER"
+        }
+        Operation::Restore { .. } => "RESTORE",
+        other => return other.to_string().to_uppercase(),
+    }
+    .to_string()
+}
+
+/// What a compaction did.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Compaction {
+    /// Fragments that went.
+    pub fragments_removed: u64,
+    /// Fragments that took their place.
+    pub fragments_added: u64,
+}
+
+/// How to compact; `None` takes Lance's default.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CompactionSettings {
+    /// Rows that a fragment should have.
+    pub target_rows_per_fragment: Option<usize>,
+    /// Whether fragments with many deleted rows are rewritten.
+    pub materialize_deletions: Option<bool>,
+    /// The share of deleted rows from which on they are, 0 to 1.
+    pub materialize_deletions_threshold: Option<f32>,
+}
+
+/// Joins small fragments and drops deleted rows from those that have many.
+pub async fn compact(
+    table: &str,
+    dataset: &mut Dataset,
+    settings: CompactionSettings,
+) -> Result<Compaction> {
+    let mut options = CompactionOptions::default();
+    if let Some(rows) = settings.target_rows_per_fragment {
+        options.target_rows_per_fragment = rows;
+    }
+    if let Some(materialize) = settings.materialize_deletions {
+        options.materialize_deletions = materialize;
+    }
+    if let Some(threshold) = settings.materialize_deletions_threshold {
+        options.materialize_deletions_threshold = threshold;
+    }
+    let done = compact_files(dataset, options, None)
+        .await
+        .map_err(|error| commit_error(table, error))?;
+    Ok(Compaction {
+        fragments_removed: done.fragments_removed as u64,
+        fragments_added: done.fragments_added as u64,
+    })
+}
