@@ -36,7 +36,7 @@ fn write_params(root: &Root, mode: WriteMode, properties: Properties) -> WritePa
         // Versions that a state refers to must stay until VACUUM takes them.
         auto_cleanup: None,
         skip_auto_cleanup: true,
-        session: Some(Arc::clone(root.session())),
+        session: Some(root.session()),
         store_params: (!root.options().is_empty()).then(|| ObjectStoreParams {
             storage_options_accessor: Some(Arc::new(
                 StorageOptionsAccessor::with_static_options(root.options().clone()),
