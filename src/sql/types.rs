@@ -86,13 +86,13 @@ const SIMPLE: &[(&str, DataType)] = &[
 
 /// Integers that may be followed by a display width and by UNSIGNED: name, signed, unsigned.
 const INTEGERS: &[(&str, DataType, DataType)] = &[
-    ("TINYINT", DataType::Int8, DataType::UInt8),
-    ("SMALLINT", DataType::Int16, DataType::UInt16),
-    ("INT2", DataType::Int16, DataType::UInt16),
     ("INT", DataType::Int32, DataType::UInt32),
     ("INTEGER", DataType::Int32, DataType::UInt32),
-    ("INT4", DataType::Int32, DataType::UInt32),
+    ("TINYINT", DataType::Int8, DataType::UInt8),
+    ("SMALLINT", DataType::Int16, DataType::UInt16),
     ("BIGINT", DataType::Int64, DataType::UInt64),
+    ("INT2", DataType::Int16, DataType::UInt16),
+    ("INT4", DataType::Int32, DataType::UInt32),
 ];
 
 /// Texts and byte strings whose length is accepted and ignored.
@@ -154,7 +154,11 @@ pub(super) fn read(parser: &mut Parser<'_>, name: &str, nullable: bool) -> Read<
         closed_ahead: false,
         depth: 0,
     };
-    Ok(Arc::new(reader.field(name)?.with_nullable(nullable)))
+    let field = reader.field(name)?;
+    if reader.closed_ahead {
+        return reader.wrong("this '>' closes nothing");
+    }
+    Ok(Arc::new(field.with_nullable(nullable)))
 }
 
 /// Gives DataFusion's planner our types, for casts.
@@ -395,10 +399,10 @@ impl TypeReader<'_, '_> {
                     )
                 }
                 _ => {
-                    let known = SIMPLE
+                    let known = INTEGERS
                         .iter()
-                        .map(|(known, _)| *known)
-                        .chain(INTEGERS.iter().map(|(known, ..)| *known))
+                        .map(|(known, ..)| *known)
+                        .chain(SIMPLE.iter().map(|(known, _)| *known))
                         .chain(WITH_LENGTH.iter().map(|(known, _)| *known))
                         .chain(OTHERS.iter().copied())
                         .filter(|known| *known != "NULL");
