@@ -7,6 +7,7 @@
 
 mod functions;
 mod harness;
+mod property;
 
 use std::env;
 use std::process::ExitCode;
@@ -24,8 +25,12 @@ fn main() -> ExitCode {
 
 /// All tests. A module with tests of its own is one more line.
 fn trials() -> Vec<Trial> {
-    [harness::files::trials(), harness::checks::trials()]
-        .into_iter()
+    [
+        harness::files::trials(),
+        harness::checks::trials(),
+        property::trials(),
+    ]
+    .into_iter()
         .flatten()
         .collect()
 }
