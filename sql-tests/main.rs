@@ -8,6 +8,7 @@
 mod functions;
 mod harness;
 mod property;
+mod pylance;
 
 use std::env;
 use std::process::ExitCode;
@@ -29,6 +30,7 @@ fn trials() -> Vec<Trial> {
         harness::files::trials(),
         harness::checks::trials(),
         property::trials(),
+        pylance::trials(),
     ]
     .into_iter()
         .flatten()
