@@ -5,7 +5,7 @@
 //!
 //! `FROM t VERSION AS OF 5` becomes `FROM "t VERSION AS OF 5" AS t`, wherever a table can
 //! stand. DataFusion's planner ignores a version that it is given, so none may be left
-//! after [`resolve`]; every other form of a version is an error.
+//! when a statement leaves the parser; every other form of a version is an error.
 //!
 //! # Hidden columns
 //!

@@ -1,7 +1,10 @@
+use std::sync::Arc;
+
 use datafusion::arrow::datatypes::Fields;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use super::reader::SIMPLE;
 use super::*;
 use crate::ErrorKind;
 

@@ -6,6 +6,7 @@ mod general;
 mod hidden_columns;
 mod planned;
 mod refresh_column;
+mod robust;
 mod tables;
 mod versions;
 
