@@ -8,6 +8,6 @@ pub mod statement;
 pub mod types;
 
 pub use parser::{
-    HeadwaterDialect, ParsedTableName, is_complete, parse, parse_table_name, parse_versioned_name,
+    HeadwaterDialect, TableName, is_complete, parse, parse_table_name, parse_versioned_name,
     split,
 };

@@ -12,7 +12,6 @@ mod alter;
 pub(in crate::sql) mod dialect;
 mod dml;
 pub(in crate::sql) mod failure;
-pub mod names;
 mod objects;
 pub(in crate::sql) mod reader;
 mod refresh;
@@ -31,7 +30,6 @@ use super::statement::{DropKind, Statement};
 use crate::{Error, Result, nearest};
 
 pub use dialect::HeadwaterDialect;
-pub use names::{ParsedTableName, parse_table_name, parse_versioned_name};
 pub use split::{is_complete, split};
 
 /// The first words of statements, for proposals.
