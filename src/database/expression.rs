@@ -10,6 +10,7 @@ use datafusion::execution::SessionState;
 use datafusion::logical_expr::{Expr, ExprSchemable, Volatility};
 use datafusion::physical_expr::PhysicalExpr;
 
+use crate::storage::blob::shown_schema;
 use crate::{Error, ErrorKind, Result};
 
 /// An expression over the columns of a table, planned.
@@ -36,6 +37,8 @@ pub fn plan_expression(
     purpose: &str,
 ) -> Result<TableExpression> {
     let context = |error: Error| error.context(purpose);
+    // Expressions run over what a scan shows.
+    let schema = &shown_schema(schema);
     let df_schema = DFSchema::try_from(schema.clone()).map_err(|e| context(e.into()))?;
     let logical = state
         .create_logical_expr(text, &df_schema)

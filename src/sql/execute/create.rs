@@ -23,6 +23,7 @@ use crate::database::{CATALOG_NAME, SCHEMA_NAME, is_object_name};
 use crate::sql::format::{expression_text, query_text, quote_identifier};
 use crate::sql::options::CreateTableOptions;
 use crate::sql::statement::{ColumnDefinition, CreateTable, CreateView};
+use crate::storage::blob::{is_blob, is_descriptor, value_type};
 use crate::storage::write::{TableLayout, create_table};
 use crate::{Error, ErrorKind, Result};
 
@@ -175,9 +176,10 @@ impl Executor {
         let purpose = format!("DEFAULT of column '{}'", field.name());
         let planned =
             plan_expression(&self.context.state(), &Schema::empty(), &text, &purpose)?;
-        let fits = planned.data_type == *field.data_type()
+        let wanted = value_type(field);
+        let fits = planned.data_type == wanted
             || planned.data_type == DataType::Null
-            || datafusion::arrow::compute::can_cast_types(&planned.data_type, field.data_type());
+            || datafusion::arrow::compute::can_cast_types(&planned.data_type, &wanted);
         match fits {
             true => Ok(text),
             false => Err(type_error(
@@ -213,6 +215,9 @@ impl Executor {
                 .fields()
                 .iter()
                 .map(|field| {
+                    if is_descriptor(field.data_type()) {
+                        return lance::blob_field(field.name(), true);
+                    }
                     stored(field)
                         .with_nullable(true)
                         .with_metadata(storage_metadata(field))
@@ -248,7 +253,11 @@ impl Executor {
                     Error::internal("the query's columns were counted wrongly")
                 })?,
             };
-            values.push(cast(value, field.data_type().clone()).alias(field.name()));
+            let value = match is_blob(field) {
+                true => self.assigned(value, &plan, field)?,
+                false => cast(value, field.data_type().clone()),
+            };
+            values.push(value.alias(field.name()));
         }
         let plan = LogicalPlanBuilder::from(plan).project(values)?.build()?;
         Ok((declared, plan))
