@@ -10,7 +10,7 @@ use datafusion::execution::SessionState;
 use datafusion::logical_expr::{Expr, ExprSchemable, Volatility};
 use datafusion::physical_expr::PhysicalExpr;
 
-use crate::storage::blob::shown_schema;
+use crate::storage::blob::{is_descriptor, shown_schema};
 use crate::{Error, ErrorKind, Result};
 
 /// An expression over the columns of a table, planned.
@@ -181,6 +181,8 @@ fn unknown_column(error: Error, schema: &Schema) -> Error {
 /// The type in which values of `data_type` are stored: strings and binaries without views.
 pub fn stored_type(data_type: &DataType) -> DataType {
     match data_type {
+        // What a blob is seen as is never stored.
+        descriptor if is_descriptor(descriptor) => descriptor.clone(),
         DataType::Utf8View => DataType::Utf8,
         DataType::BinaryView => DataType::Binary,
         DataType::List(item) => DataType::List(stored_field(item)),

@@ -29,10 +29,13 @@ use lance::dataset::BlobRangeRequest;
 use lance::session::Session;
 use lance_core::datatypes::{BLOB_V2_LOGICAL_MINIMAL_FIELDS, BlobKind};
 
+use super::open;
 use super::open::{storage_error, table_name};
 use super::scan::DEFAULT_BATCH_BYTES;
-use super::open;
 use crate::{Error, ErrorKind, Result};
+
+#[cfg(test)]
+mod tests;
 
 /// Value of the extension name of a blob.
 const BLOB_V2: &str = "lance.blob.v2";
@@ -66,6 +69,19 @@ pub fn is_blob(field: &Field) -> bool {
     is_blob_v2(field)
         || (field.metadata().contains_key(BLOB_V1)
             && *field.data_type() == DataType::LargeBinary)
+}
+
+/// Whether `field` is stored as a blob, or something that is nested in it.
+pub fn holds_blob(field: &Field) -> bool {
+    is_blob(field)
+        || match field.data_type() {
+            DataType::Struct(fields) => fields.iter().any(|field| holds_blob(field)),
+            DataType::List(item)
+            | DataType::LargeList(item)
+            | DataType::FixedSizeList(item, _)
+            | DataType::Map(item, _) => holds_blob(item),
+            _ => false,
+        }
 }
 
 fn is_blob_v2(field: &Field) -> bool {
