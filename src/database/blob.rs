@@ -90,13 +90,18 @@ impl ScalarUDFImpl for BlobFunction {
             Err(DataFusionError::from(error))
         };
         let (Some((blob, range)), true) = (types.split_first(), fits) else {
-            return refuse(format!("{name} is not called with {} arguments", types.len()));
+            return refuse(format!(
+                "{name} is not called with {} arguments",
+                types.len()
+            ));
         };
         if !is_descriptor(blob) && *blob != DataType::Null {
             return refuse(format!("{name} takes a column of type BLOB, not {blob}"));
         }
         if let Some(other) = range.iter().find(|t| !t.is_integer() && !t.is_null()) {
-            return refuse(format!("offset and length of {name} are integers, not {other}"));
+            return refuse(format!(
+                "offset and length of {name} are integers, not {other}"
+            ));
         }
         Ok(match self.function {
             Function::Size => DataType::Int64,
@@ -122,9 +127,9 @@ impl ScalarUDFImpl for BlobFunction {
             Some(blobs) => match self.function {
                 Function::Size => {
                     let sizes = wait(self.reader.sizes(blobs))??;
-                    let sizes = sizes.into_iter().map(|size| {
-                        size.map(|size| i64::try_from(size).unwrap_or(i64::MAX))
-                    });
+                    let sizes = sizes
+                        .into_iter()
+                        .map(|size| size.map(|size| i64::try_from(size).unwrap_or(i64::MAX)));
                     Arc::new(sizes.collect::<Int64Array>())
                 }
                 Function::Read => {
@@ -157,8 +162,10 @@ fn parts(range: &[ArrayRef], rows: usize) -> DataFusionResult<Vec<Option<Part>>>
     );
     let counted = |what: &str, value: i64| {
         u64::try_from(value).map_err(|_| {
-            Error::invalid(format!("the {what} of blob_read can't be negative: {value}"))
-                .with_hint("the offset counts bytes from 0")
+            Error::invalid(format!(
+                "the {what} of blob_read can't be negative: {value}"
+            ))
+            .with_hint("the offset counts bytes from 0")
         })
     };
     (0..rows)
@@ -202,4 +209,32 @@ where
         .map_err(|error| Error::internal(format!("no threads to read blobs with: {error}")))?;
     thread::scope(|scope| scope.spawn(|| runtime.block_on(future)).join())
         .map_err(|_| Error::internal("reading blobs gave up"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    async fn slow_answer() -> i32 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        tokio::spawn(async { 42 }).await.unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn waiting_works_on_a_runtime_of_many_threads() {
+        let task = tokio::spawn(async { wait(slow_answer()).unwrap() });
+        assert_eq!(task.await.unwrap(), 42);
+    }
+
+    #[tokio::test]
+    async fn waiting_works_on_a_runtime_of_one_thread() {
+        assert_eq!(wait(slow_answer()).unwrap(), 42);
+    }
+
+    #[test]
+    fn waiting_works_without_a_runtime() {
+        assert_eq!(wait(slow_answer()).unwrap(), 42);
+    }
 }

@@ -67,8 +67,7 @@ pub fn is_descriptor(data_type: &DataType) -> bool {
 /// Whether a column that is stored as `field` holds blobs.
 pub fn is_blob(field: &Field) -> bool {
     is_blob_v2(field)
-        || (field.metadata().contains_key(BLOB_V1)
-            && *field.data_type() == DataType::LargeBinary)
+        || (field.metadata().contains_key(BLOB_V1) && *field.data_type() == DataType::LargeBinary)
 }
 
 /// Whether `field` is stored as a blob, or something that is nested in it.
@@ -148,7 +147,7 @@ pub fn written_schema(schema: &Schema) -> SchemaRef {
     Arc::new(Schema::new_with_metadata(fields, schema.metadata().clone()))
 }
 
-/// `bytes` as the writer takes them for `field`, if that is a blob.
+/// `values` as the writer takes them for `field`: bytes are wrapped if that is a blob.
 pub fn written_array(field: &Field, values: &ArrayRef) -> Result<ArrayRef, DataFusionError> {
     if !is_blob_v2(field) || values.data_type() == written_field(field).data_type() {
         return Ok(Arc::clone(values));
@@ -157,11 +156,15 @@ pub fn written_array(field: &Field, values: &ArrayRef) -> Result<ArrayRef, DataF
     let nulls = bytes.logical_nulls();
     let uris: ArrayRef = Arc::new(StringArray::new_null(bytes.len()));
     let fields = BLOB_V2_LOGICAL_MINIMAL_FIELDS.clone();
-    Ok(Arc::new(StructArray::try_new(fields, vec![bytes, uris], nulls)?))
+    Ok(Arc::new(StructArray::try_new(
+        fields,
+        vec![bytes, uris],
+        nulls,
+    )?))
 }
 
-/// `batch`, whose blobs are bytes, as the writer takes it for the columns of `schema`, which has
-/// more fields if it likes.
+/// `batch`, whose blobs are bytes, as the writer takes it for the columns of `schema`; columns that
+/// `schema` does not have stay as they are.
 pub fn written_batch(batch: &RecordBatch, schema: &Schema) -> Result<RecordBatch, DataFusionError> {
     let own = batch.schema();
     let mut fields = Vec::with_capacity(own.fields().len());
@@ -282,7 +285,11 @@ impl Describer {
         ];
         let nulls = NullBuffer::from_iter((0..rows).map(valid));
         let nulls = Some(nulls).filter(|nulls| nulls.null_count() > 0);
-        Ok(Arc::new(StructArray::try_new(DESCRIPTOR.clone(), columns, nulls)?))
+        Ok(Arc::new(StructArray::try_new(
+            DESCRIPTOR.clone(),
+            columns,
+            nulls,
+        )?))
     }
 }
 
@@ -388,7 +395,9 @@ impl BlobReader {
         }
         let dataset = Arc::new(dataset);
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.open.push_front((source.clone(), Arc::clone(&dataset)));
+        state
+            .open
+            .push_front((source.clone(), Arc::clone(&dataset)));
         state.open.truncate(OPEN_TABLES);
         Ok(dataset)
     }
@@ -476,11 +485,11 @@ impl BlobReader {
     }
 }
 
-/// The rows of each source, with their addresses.
-fn by_source(
-    descriptors: &StructArray,
-    rows: Vec<usize>,
-) -> Result<Vec<(Source, Vec<(usize, u64)>)>> {
+/// Rows of one source: each one's place in a batch, and its address.
+type SourceRows = (Source, Vec<(usize, u64)>);
+
+/// Groups `rows` by their sources.
+fn by_source(descriptors: &StructArray, rows: Vec<usize>) -> Result<Vec<SourceRows>> {
     if rows.is_empty() {
         return Ok(Vec::new());
     }
@@ -493,7 +502,7 @@ fn by_source(
         .column_by_name("source")
         .and_then(|column| column.as_string_view_opt())
         .ok_or_else(unreadable)?;
-    let mut groups: Vec<(Source, Vec<(usize, u64)>)> = Vec::new();
+    let mut groups: Vec<SourceRows> = Vec::new();
     let mut places: HashMap<&str, usize> = HashMap::new();
     for row in rows {
         if addresses.is_null(row) || sources.is_null(row) {

@@ -30,7 +30,9 @@ async fn table(folder: &TempDir, field: Field, version: &str) -> Dataset {
     };
     let uri = format!("{}/t.lance", folder.path().display());
     let reader = RecordBatchIterator::new([Ok(batch)], schema);
-    Dataset::write(reader, uri.as_str(), Some(params)).await.unwrap()
+    Dataset::write(reader, uri.as_str(), Some(params))
+        .await
+        .unwrap()
 }
 
 fn first_kind() -> Field {
@@ -44,7 +46,9 @@ async fn descriptors(dataset: Dataset, columns: &[&str]) -> Vec<RecordBatch> {
         ..ScanDescription::new(&dataset)
     };
     let scan = LanceScanExec::try_new(Arc::new(dataset), description).unwrap();
-    collect(Arc::new(scan), Arc::new(TaskContext::default())).await.unwrap()
+    collect(Arc::new(scan), Arc::new(TaskContext::default()))
+        .await
+        .unwrap()
 }
 
 fn reader(dataset: &Dataset) -> BlobReader {
@@ -53,10 +57,7 @@ fn reader(dataset: &Dataset) -> BlobReader {
 
 #[tokio::test]
 async fn descriptors_of_both_kinds_lead_to_the_bytes() {
-    for (field, version) in [
-        (lance::blob_field("b", true), "2.2"),
-        (first_kind(), "2.1"),
-    ] {
+    for (field, version) in [(lance::blob_field("b", true), "2.2"), (first_kind(), "2.1")] {
         let folder = TempDir::new().unwrap();
         let dataset = table(&folder, field, version).await;
         let reader = reader(&dataset);
@@ -66,8 +67,8 @@ async fn descriptors_of_both_kinds_lead_to_the_bytes() {
             let sizes = reader.sizes(blobs).await.unwrap();
             let whole = vec![Some(Part::default()); blobs.len()];
             let read = reader.read(blobs, &whole).await.unwrap();
-            for index in 0..blobs.len() {
-                assert_eq!(sizes[index], SIZES[row].map(|size| size as u64));
+            for (index, size) in sizes.iter().enumerate() {
+                assert_eq!(*size, SIZES[row].map(|size| size as u64));
                 assert_eq!(read.is_null(index), SIZES[row].is_none());
                 if let Some(expected) = bytes(row) {
                     assert_eq!(read.value(index), expected);
@@ -94,7 +95,10 @@ async fn a_part_is_cut_at_the_end_of_its_blob() {
         (3, Some(1), vec![]),
         (u64::MAX, Some(u64::MAX), vec![]),
     ] {
-        let read = reader.read(&blobs, &[Some(Part { offset, length })]).await.unwrap();
+        let read = reader
+            .read(&blobs, &[Some(Part { offset, length })])
+            .await
+            .unwrap();
         assert_eq!(read.value(0), expected);
     }
     assert!(reader.read(&blobs, &[None]).await.unwrap().is_null(0));
@@ -111,7 +115,9 @@ async fn batches_are_cut_by_the_blobs_they_describe() {
         ..ScanDescription::new(&dataset)
     };
     let scan = LanceScanExec::try_new(Arc::new(dataset), description).unwrap();
-    let batches = collect(Arc::new(scan), Arc::new(TaskContext::default())).await.unwrap();
+    let batches = collect(Arc::new(scan), Arc::new(TaskContext::default()))
+        .await
+        .unwrap();
     let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
     assert_eq!(rows, SIZES.len());
     assert!(
@@ -145,7 +151,12 @@ fn a_source_reads_back_from_its_text() {
         field: 4,
     };
     assert_eq!(Source::parse(&source.to_string()), Some(source));
-    for text in ["", "t.lance", "t?version=x&made=1&field=2", "t?version=1&field=2"] {
+    for text in [
+        "",
+        "t.lance",
+        "t?version=x&made=1&field=2",
+        "t?version=1&field=2",
+    ] {
         assert_eq!(Source::parse(text), None, "{text}");
     }
 }

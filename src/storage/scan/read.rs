@@ -188,7 +188,12 @@ impl Job {
     /// would be taken for a path.
     fn columns(&self) -> Result<Schema> {
         let stored = self.dataset.schema();
-        let mut names: Vec<&str> = self.description.columns.iter().map(String::as_str).collect();
+        let mut names: Vec<&str> = self
+            .description
+            .columns
+            .iter()
+            .map(String::as_str)
+            .collect();
         if !describers(&self.dataset, &self.description).is_empty() && !names.contains(&ROW_ADDR) {
             names.push(ROW_ADDR);
         }
