@@ -107,7 +107,7 @@ async fn reads_and_changes_our_tables() -> Outcome<()> {
         .await?;
     scene
         .sql(
-            "INSERT INTO boxes SELECT value, CAST(value AS INT), 2, 'ours'
+            "INSERT INTO boxes SELECT value AS id, CAST(value AS INT) AS x, 2 AS y, 'ours' AS note
                 FROM generate_series(1, 100)",
         )
         .await?;

@@ -1,6 +1,6 @@
 //! REFRESH COLUMN: assess, plan, compute, commit.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -111,6 +111,24 @@ pub async fn refresh(
     Ok(ran)
 }
 
+/// Divides columns so that in each fragment those of one group are all stored already, or none is:
+/// Lance replaces the file of several columns only where that is so.
+fn by_coverage(table: &Table, columns: Vec<String>) -> Vec<Vec<String>> {
+    let schema = table.dataset.schema();
+    let mut groups: BTreeMap<Vec<bool>, Vec<String>> = BTreeMap::new();
+    for column in columns {
+        let id = schema.field(&column).map_or(-1, |field| field.id);
+        let covered = table
+            .dataset
+            .fragments()
+            .iter()
+            .map(|fragment| fragment.files.iter().any(|file| file.fields.contains(&id)))
+            .collect();
+        groups.entry(covered).or_default().push(column);
+    }
+    groups.into_values().collect()
+}
+
 /// The passes of a refresh: columns by name, in the order of their dependencies.
 ///
 /// # Errors
@@ -161,7 +179,11 @@ pub async fn order(
     } else {
         check_fresh(database, state, table, &inputs, request).await?;
     }
-    passes(table, &columns)
+    let ordered = passes(table, &columns)?;
+    let divided = ordered
+        .into_iter()
+        .flat_map(|columns| by_coverage(table, columns));
+    Ok(divided.collect())
 }
 
 /// The other columns that take a field of the same struct call.

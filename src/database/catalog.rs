@@ -70,6 +70,14 @@ impl SchemaProvider for DatabaseSchema {
         Ok(self.database.provider(name).await?)
     }
 
+    async fn table_type(&self, name: &str) -> DataFusionResult<Option<TableType>> {
+        // Without planning it: a view that others broke is listed all the same.
+        match self.database.session_table(name) {
+            Some(table) => Ok(Some(table.table_type())),
+            None => Ok(self.database.object_type(name).await?),
+        }
+    }
+
     fn register_table(
         &self,
         name: String,
@@ -142,6 +150,9 @@ impl Database {
     /// What a statement reads when it names `name` (see [`TableName`]); `None` if nothing is there.
     async fn provider(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
         let wanted = TableName::parse(name);
+        if let Some(changed) = self.changed_table(wanted.name) {
+            return Ok(Some(changed));
+        }
         if let Some(table) = self.session_table(wanted.name) {
             return match wanted.version {
                 None => Ok(Some(table)),

@@ -16,7 +16,7 @@ use crate::database::expression::{physical_expression, plan_expression};
 use crate::delta::VersionStamp;
 use crate::sql::execute::Executor;
 use crate::sql::format::expression_text;
-use crate::sql::execute::create::{check_column_name, declaration, exists};
+use crate::sql::execute::create::{check_column_name, declarations, exists};
 use crate::sql::statement::ColumnDefinition;
 use crate::storage::schema::{
     MetadataChanges, add_filled_column, add_null_columns, change_metadata,
@@ -33,8 +33,10 @@ impl Executor {
         for (_, column) in &columns {
             check_column_name(&column.name)?;
         }
+        let has_rows = self.database.table(name).await?.dataset.count_fragments() > 0;
         let (filled, empty): (Vec<_>, Vec<_>) = columns.into_iter().partition(|(_, column)| {
-            column.generated.is_none() && (column.default.is_some() || !column.nullable)
+            let needs_value = column.default.is_some() || !column.nullable;
+            has_rows && column.generated.is_none() && needs_value
         });
         // Columns with values first: others may read them.
         for (if_not_exists, column) in &filled {
@@ -56,8 +58,7 @@ impl Executor {
                 .filter(|column| column.generated.is_none())
                 .map(|column| self.plain_field(column))
                 .collect::<Result<Vec<_>>>()?;
-            let declarations: Vec<Declaration> =
-                new.iter().filter_map(|column| declaration(column)).collect();
+            let declarations = declarations(new.iter().copied())?;
             self.add_declared(&table, plain, &declarations).await
         })
         .await
