@@ -9,6 +9,7 @@ mod functions;
 mod harness;
 mod opening;
 mod property;
+mod pylance;
 
 use std::env;
 use std::process::ExitCode;
@@ -31,6 +32,7 @@ fn trials() -> Vec<Trial> {
         harness::checks::trials(),
         opening::trials(),
         property::trials(),
+        pylance::trials(),
     ]
     .into_iter()
     .flatten()

@@ -22,6 +22,7 @@ use crate::database::{CATALOG_NAME, Database, DatabaseCatalog, LanceTable, SCHEM
 use crate::sql::execute::Executor;
 use crate::sql::parse;
 use crate::sql::statement::Statement;
+use crate::sql::types::TypeNames;
 use crate::storage::{Root, open};
 use crate::{Error, Result};
 
@@ -163,6 +164,7 @@ impl HeadwaterBuilder {
         });
         let state = SessionStateBuilder::new_from_existing(given.state())
             .with_config(config)
+            .with_type_planner(Arc::new(TypeNames))
             .build();
         let catalogs = Arc::clone(state.catalog_list());
         let context = SessionContext::new_with_state(state);

@@ -95,7 +95,7 @@ pub fn panicked(table: &str, panic: Box<dyn Any + Send>) -> Error {
 
 /// The name of the table that is stored at `uri`: the last part of it, without
 /// `.lance`.
-pub fn table_name(uri: &str) -> &str {
+pub(super) fn table_name(uri: &str) -> &str {
     let path = uri.trim_end_matches('/');
     let file = path.rsplit('/').next().unwrap_or(path);
     file.strip_suffix(".lance").unwrap_or(file)
@@ -195,7 +195,7 @@ pub fn storage_error(table: &str, error: lance::Error) -> Error {
 }
 
 /// As [`storage_error`], for an error that DataFusion handed on from Lance.
-pub fn query_error(table: &str, error: DataFusionError) -> Error {
+pub(super) fn query_error(table: &str, error: DataFusionError) -> Error {
     match error {
         DataFusionError::External(source) => external(table, source),
         DataFusionError::Context(_, inner) | DataFusionError::Diagnostic(_, inner) => {
