@@ -150,7 +150,11 @@ impl HeadwaterBuilder {
     pub async fn build(self) -> Result<Headwater> {
         let root = Root::open(&self.url, self.storage_options).await?;
         let database = Arc::new(Database::new(root));
-        let given = self.context.unwrap_or_default();
+        let given = self.context.unwrap_or_else(|| {
+            let mut config = SessionConfig::new();
+            config.options_mut().format.null = "NULL".to_string();
+            SessionContext::new_with_config(config)
+        });
         let mut config: SessionConfig = given
             .copied_config()
             .with_information_schema(true)
