@@ -7,6 +7,7 @@
 
 mod functions;
 mod harness;
+mod opening;
 mod property;
 mod pylance;
 
@@ -29,12 +30,13 @@ fn trials() -> Vec<Trial> {
     [
         harness::files::trials(),
         harness::checks::trials(),
+        opening::trials(),
         property::trials(),
         pylance::trials(),
     ]
     .into_iter()
-        .flatten()
-        .collect()
+    .flatten()
+    .collect()
 }
 
 /// The shell, with the functions of the tests.

@@ -32,17 +32,20 @@ pub(crate) fn trials() -> Vec<Trial> {
     seeds
         .into_iter()
         .map(|seed| {
-            Trial::test(format!("property::computed_columns_seed_{seed}"), move || {
-                let runtime = tokio::runtime::Runtime::new()?;
-                runtime
-                    .block_on(Walk::new(seed))
-                    .and_then(|mut walk| runtime.block_on(walk.run(steps)))
-                    .map_err(|error| {
-                        Failed::from(format!(
-                            "HEADWATER_SEED={seed} HEADWATER_STEPS={steps}: {error}"
-                        ))
-                    })
-            })
+            Trial::test(
+                format!("property::computed_columns_seed_{seed}"),
+                move || {
+                    let runtime = tokio::runtime::Runtime::new()?;
+                    runtime
+                        .block_on(Walk::new(seed))
+                        .and_then(|mut walk| runtime.block_on(walk.run(steps)))
+                        .map_err(|error| {
+                            Failed::from(format!(
+                                "HEADWATER_SEED={seed} HEADWATER_STEPS={steps}: {error}"
+                            ))
+                        })
+                },
+            )
         })
         .collect()
 }
@@ -354,7 +357,11 @@ impl Walk {
         let added = self.new_rows();
         let updated = source.clone();
         source.extend(added.iter().cloned());
-        self.note(format!("foreign merge of {} and {} new", join(&ids), added.len()));
+        self.note(format!(
+            "foreign merge of {} and {} new",
+            join(&ids),
+            added.len()
+        ));
         let dataset = Arc::new(Dataset::open(&self.uri).await?);
         let batch = Self::batch(&source)?;
         // Columns that the source lacks must be there for new rows: give the computed ones as NULL.
@@ -375,10 +382,7 @@ impl Walk {
         builder
             .when_matched(WhenMatched::UpdateAll)
             .when_not_matched(WhenNotMatched::InsertAll);
-        builder
-            .try_build()?
-            .execute_batches(vec![batch])
-            .await?;
+        builder.try_build()?.execute_batches(vec![batch]).await?;
         // Their NULL took the place of `tier`, and stays until x changes: what others write into a
         // computed column is kept. So only `area`, whose input changed, is compared afterwards.
         self.rows.extend(updated);
@@ -466,7 +470,9 @@ impl Walk {
     async fn refresh(&self, text: &str) -> Outcome<Vec<u64>> {
         let mut computed = Vec::new();
         for batch in self.sql(text).await? {
-            let column = batch.column_by_name("rows_computed").ok_or("no rows_computed")?;
+            let column = batch
+                .column_by_name("rows_computed")
+                .ok_or("no rows_computed")?;
             computed.extend(column.as_primitive::<UInt64Type>().values());
         }
         Ok(computed)

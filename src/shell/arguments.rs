@@ -12,6 +12,7 @@ use datafusion::prelude::SessionContext;
 use datafusion_cli::print_format::PrintFormat;
 use datafusion_cli::print_options::MaxRows;
 
+use crate::session::Headwater;
 use crate::{Error, ErrorKind, Result};
 
 const EXAMPLES: &str = "\
@@ -34,7 +35,7 @@ In the shell, \\? lists the commands and \\h the statements.";
 #[command(name = "headwater", version, after_help = EXAMPLES)]
 struct Declared {
     /// A folder, made on the first write, or s3://…, gs://…, az://…
-    #[arg(value_name = "DATABASE", default_value = "./headwater-db")]
+    #[arg(value_name = "DATABASE", default_value = Headwater::DEFAULT_DATABASE)]
     database: String,
 
     /// Run these statements and leave (may be repeated)
@@ -324,7 +325,7 @@ mod tests {
     #[test]
     fn defaults_open_a_shell_over_the_default_folder() {
         let arguments = parse(&[]);
-        assert_eq!(arguments.database, "./headwater-db");
+        assert_eq!(arguments.database, Headwater::DEFAULT_DATABASE);
         assert_eq!(arguments.inputs, []);
         assert_eq!(arguments.format, PrintFormat::Automatic);
         assert_eq!(arguments.maxrows, MaxRows::Limited(40));

@@ -98,6 +98,9 @@ fn start(arguments: &Arguments, builder: HeadwaterBuilder) -> Result<ExitCode> {
         .block_on(async {
             let session = builder.build().await?;
             arguments.limit_memory(session.context()).await?;
+            // In a table an empty cell could be an empty text.
+            let context = session.context();
+            context.sql("SET datafusion.format.null = 'NULL'").await?;
             Ok(session)
         })
         .and_then(|session| serve(&runtime, session, arguments, inputs));

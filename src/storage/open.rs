@@ -74,14 +74,14 @@ pub async fn open(
 }
 
 /// The message of an error about `table`, for where the table is named already.
-pub fn without_table<'a>(table: &str, error: &'a Error) -> &'a str {
+pub(super) fn without_table<'a>(table: &str, error: &'a Error) -> &'a str {
     let message = error.message();
     let named = format!("table '{table}': ");
     message.strip_prefix(&named).unwrap_or(message)
 }
 
 /// The error for a call to Lance about `table` that ended in a panic.
-pub fn panicked(table: &str, panic: Box<dyn Any + Send>) -> Error {
+pub(super) fn panicked(table: &str, panic: Box<dyn Any + Send>) -> Error {
     let what = panic
         .downcast_ref::<String>()
         .map(String::as_str)
@@ -210,7 +210,7 @@ pub(super) fn query_error(table: &str, error: DataFusionError) -> Error {
 }
 
 /// The mend for a file that is missing or damaged.
-pub const LOST_FILE: &str = "if it was removed or damaged outside of Headwater, restore it from a \
+pub(super) const LOST_FILE: &str = "if it was removed or damaged outside of Headwater, restore it from a \
                          backup, or read an older version with VERSION AS OF";
 const NEWER_FORMAT: &str = "upgrade Headwater, or read the table with the program that wrote it";
 

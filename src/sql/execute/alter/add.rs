@@ -15,6 +15,7 @@ use crate::database::definition::{ComputedColumn, DEFAULT, VIRTUAL_COLUMNS, Virt
 use crate::database::expression::{physical_expression, plan_expression};
 use crate::delta::VersionStamp;
 use crate::sql::execute::Executor;
+use crate::sql::format::expression_text;
 use crate::sql::execute::create::{check_column_name, declaration, exists};
 use crate::sql::statement::ColumnDefinition;
 use crate::storage::schema::{
@@ -182,7 +183,7 @@ impl Executor {
             declarations.push(Declaration {
                 name,
                 field: None,
-                expression: expression.to_string(),
+                expression: expression_text(expression),
                 struct_field: Some(field.clone()),
                 is_virtual: false,
             });

@@ -9,6 +9,7 @@ use crate::database::Table;
 use crate::database::definition::{ComputedColumn, VirtualColumn};
 use crate::delta::VersionStamp;
 use crate::sql::execute::Executor;
+use crate::sql::format::expression_text;
 use crate::storage::Properties;
 use crate::{Error, Result};
 
@@ -44,7 +45,7 @@ impl Executor {
         let declaration = Declaration {
             name: column.to_string(),
             field,
-            expression: expression.to_string(),
+            expression: expression_text(expression),
             struct_field: None,
             is_virtual: virtual_column.is_some(),
         };
