@@ -129,7 +129,9 @@ async fn reads_and_changes_our_tables() -> Outcome<()> {
          'y': pa.array([5, None], pa.int32()), 'note': ['a', 'b']})\n\
          lance.write_dataset(new, ds.uri, mode='append')",
     )?;
-    scene.refresh("an append without the computed column", 2).await?;
+    scene
+        .refresh("an append without the computed column", 2)
+        .await?;
 
     scene.pylance(
         "t = ds.to_table(filter='id in (10, 11)')\n\

@@ -5,9 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use datafusion::catalog::{
-    CatalogProvider, DynamicFileCatalog, TableProvider, UrlTableFactory,
-};
+use datafusion::catalog::{CatalogProvider, DynamicFileCatalog, TableProvider, UrlTableFactory};
 use datafusion::common::Result as DataFusionResult;
 use datafusion::datasource::dynamic_file::DynamicListTableFactory;
 use datafusion::execution::SessionStateBuilder;

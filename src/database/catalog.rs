@@ -168,9 +168,7 @@ impl Database {
             Err(error) if error.kind() == ErrorKind::NotFound && wanted.version.is_some() => {
                 return Err(error);
             }
-            Err(error)
-                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidInput) =>
-            {
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidInput) => {
                 match self.view(wanted.name).await? {
                     Some(_) if wanted.version.is_some() => {
                         return Err(no_versions(wanted.name, "a view"));
@@ -196,6 +194,10 @@ impl Database {
         if table.definitions.virtuals.is_empty() {
             return Ok(stored);
         }
+        table
+            .definitions
+            .check_no_clash(&table.stored_schema())
+            .map_err(|error| error.context(format!("table '{}'", table.name)))?;
         let state = self.session_state()?;
         let mut plan =
             LogicalPlanBuilder::scan(table.name.as_str(), provider_as_source(stored), None)?;
@@ -292,7 +294,11 @@ pub fn is_object_name(name: &str) -> bool {
     !name.is_empty()
         && name.len() <= 200
         && !name.starts_with(['.', '_'])
-        && !name
-            .chars()
-            .any(|c| c.is_control() || matches!(c, '/' | '\\' | ':' | '*' | '?' | '"' | '<' | '>' | '|' | '%' | '#'))
+        && !name.chars().any(|c| {
+            c.is_control()
+                || matches!(
+                    c,
+                    '/' | '\\' | ':' | '*' | '?' | '"' | '<' | '>' | '|' | '%' | '#'
+                )
+        })
 }

@@ -126,13 +126,14 @@ fn fail_on_overflow(
         .map(|transformed| transformed.data)
 }
 
-/// Whether a function in `expression` may give another result for the same arguments.
+/// Whether a function in `expression` may give another result for the same arguments: each time, as
+/// `random()`, or in another statement, as `now()`.
 pub fn is_volatile(expression: &Expr) -> bool {
     let mut volatile = false;
     // The closure never fails.
     let _ = expression.apply(|node| {
         if let Expr::ScalarFunction(call) = node
-            && call.func.signature().volatility == Volatility::Volatile
+            && call.func.signature().volatility != Volatility::Immutable
         {
             volatile = true;
             return Ok(TreeNodeRecursion::Stop);

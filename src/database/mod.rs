@@ -42,7 +42,9 @@ pub struct Database {
 
 impl fmt::Debug for Database {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Database").field("root", &self.root).finish_non_exhaustive()
+        f.debug_struct("Database")
+            .field("root", &self.root)
+            .finish_non_exhaustive()
     }
 }
 
@@ -117,8 +119,7 @@ impl Database {
             Err(error) => return Err(error),
         };
         let schema = Schema::from(dataset.schema());
-        let definitions =
-            Definitions::read(&schema).map_err(|error| error.context(format!("table '{name}'")))?;
+        let definitions = Definitions::read(&schema);
         Ok(Table {
             name: name.to_string(),
             dataset: Arc::new(dataset),
@@ -177,10 +178,8 @@ impl Table {
         if self.column_names().contains(&column) {
             return Ok(());
         }
-        Err(
-            Error::not_found("column", column, self.column_names())
-                .context(format!("table '{}'", self.name)),
-        )
+        Err(Error::not_found("column", column, self.column_names())
+            .context(format!("table '{}'", self.name)))
     }
 
     /// Fails unless rows of the table can be tracked from version to version.

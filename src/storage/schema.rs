@@ -9,9 +9,9 @@ use datafusion::arrow::compute::{CastOptions, cast_with_options};
 use datafusion::arrow::datatypes::{DataType, Field, Schema};
 use datafusion::physical_expr::PhysicalExpr;
 use lance::Dataset;
-use lance::dataset::{BatchUDF, ColumnAlteration, NewColumnTransform};
 use lance::dataset::transaction::{Operation, UpdateMap, UpdateMapEntry};
-use lance_core::datatypes::Schema as LanceSchema;
+use lance::dataset::{BatchUDF, ColumnAlteration, NewColumnTransform};
+pub use lance_core::datatypes::Schema as LanceSchema;
 
 use super::commit::{Properties, commit, commit_error};
 use super::storage_error;
@@ -23,11 +23,12 @@ pub type MetadataChanges = BTreeMap<String, Option<String>>;
 /// Adds columns that are NULL in every row, in one commit that writes no data. Only a table
 /// without rows takes columns that are NOT NULL.
 ///
-/// `properties` gets the schema with the new columns, whose fields have their ids then.
+/// `schema_metadata` is a key and a value to set in the schema's metadata; `properties` gets the schema with the new columns, whose fields have their ids then.
 pub async fn add_null_columns(
     table: &str,
     dataset: &Dataset,
     columns: Vec<Field>,
+    schema_metadata: Option<(String, String)>,
     properties: impl FnOnce(&LanceSchema) -> Result<Properties>,
 ) -> Result<Dataset> {
     let preserves_nullability = columns.iter().all(Field::is_nullable);
@@ -42,7 +43,8 @@ pub async fn add_null_columns(
         schema.try_set_field_id(Some(dataset.manifest().max_field_id()))?;
         Ok(schema)
     };
-    let schema = merge().map_err(|error| storage_error(table, error))?;
+    let mut schema = merge().map_err(|error| storage_error(table, error))?;
+    schema.metadata.extend(schema_metadata);
     let properties = properties(&schema)?;
     let operation = Operation::Merge {
         fragments: dataset.fragments().as_ref().clone(),
@@ -83,7 +85,11 @@ pub async fn change_metadata(
             Error::not_found(
                 "column",
                 &column,
-                dataset.schema().fields.iter().map(|field| field.name.as_str()),
+                dataset
+                    .schema()
+                    .fields
+                    .iter()
+                    .map(|field| field.name.as_str()),
             )
         })?;
         field_metadata_updates.insert(field.id, update_map(changes));
@@ -155,7 +161,10 @@ pub async fn cast_column(
                 ..Default::default()
             };
             let values = cast_with_options(batch.column(0), &target, &options)?;
-            Ok(RecordBatch::try_new(Arc::clone(&batch_schema), vec![values])?)
+            Ok(RecordBatch::try_new(
+                Arc::clone(&batch_schema),
+                vec![values],
+            )?)
         };
         let transform = NewColumnTransform::BatchUDF(BatchUDF {
             mapper: Box::new(cast),

@@ -19,9 +19,7 @@ use super::dml::checked_stream;
 use super::report::Done;
 use crate::column::declare::{Declaration, declare};
 use crate::database::definition::{DEFAULT, Definitions, VIRTUAL_COLUMNS, VirtualColumn};
-use crate::database::expression::{
-    physical_expression, plan_expression, stored, type_error,
-};
+use crate::database::expression::{physical_expression, plan_expression, stored, type_error};
 use crate::database::name::TableName;
 use crate::database::view::View;
 use crate::database::{CATALOG_NAME, SCHEMA_NAME, is_object_name};
@@ -152,17 +150,15 @@ impl Executor {
                 .find(|field| *field.name() == column.name)
                 .cloned()
         });
-        with_virtual_columns(
-            Schema::new(stored.collect::<Vec<_>>()),
-            &declared.virtuals,
-        )
+        with_virtual_columns(Schema::new(stored.collect::<Vec<_>>()), &declared.virtuals)
     }
 
     /// A plain column, with its default in the metadata.
     pub(super) fn plain_field(&self, column: &ColumnDefinition) -> Result<Field> {
-        let field = column.field.as_ref().ok_or_else(|| {
-            Error::invalid(format!("column '{}' needs a type", column.name))
-        })?;
+        let field = column
+            .field
+            .as_ref()
+            .ok_or_else(|| Error::invalid(format!("column '{}' needs a type", column.name)))?;
         let mut metadata = field.metadata().clone();
         if let Some(default) = &column.default {
             let field = field.as_ref().clone().with_nullable(column.nullable);
@@ -209,6 +205,12 @@ impl Executor {
     ) -> Result<(Schema, LogicalPlan)> {
         let plan = self.plan_query(query).await?;
         let result = plan.schema().as_arrow().clone();
+        if declared.fields().is_empty() && !declared.metadata().is_empty() {
+            return Err(Error::invalid(
+                "CREATE TABLE … AS with virtual columns has to declare the query's columns too",
+            )
+            .with_hint("or make the table first, and add the virtual columns with ALTER TABLE"));
+        }
         if declared.fields().is_empty() {
             let mut seen = BTreeSet::new();
             for field in result.fields() {
@@ -257,9 +259,10 @@ impl Executor {
         for field in declared.fields() {
             let value = match Definitions::is_definition(field) {
                 true => datafusion::logical_expr::lit(datafusion::common::ScalarValue::Null),
-                false => next.next().map(col).ok_or_else(|| {
-                    Error::internal("the query's columns were counted wrongly")
-                })?,
+                false => next
+                    .next()
+                    .map(col)
+                    .ok_or_else(|| Error::internal("the query's columns were counted wrongly"))?,
             };
             values.push(cast(value, field.data_type().clone()).alias(field.name()));
         }
@@ -269,9 +272,8 @@ impl Executor {
 
     /// Plans a query.
     pub(super) async fn plan_query(&self, query: ast::Query) -> Result<LogicalPlan> {
-        let statement = DataFusionStatement::Statement(Box::new(ast::Statement::Query(Box::new(
-            query,
-        ))));
+        let statement =
+            DataFusionStatement::Statement(Box::new(ast::Statement::Query(Box::new(query))));
         match self.context.state().statement_to_plan(statement).await {
             Ok(plan) => Ok(plan),
             Err(error) => Err(self.unknown_table(error.into()).await?),
@@ -365,7 +367,8 @@ pub(super) fn declarations<'a>(
 
 /// Checks the name of a column to be made.
 pub(super) fn check_column_name(name: &str) -> Result<()> {
-    let reserved = name.is_empty() || ["_rowid", "_rowaddr", "_rowoffset"].contains(&name)
+    let reserved = name.is_empty()
+        || ["_rowid", "_rowaddr", "_rowoffset"].contains(&name)
         || name.starts_with("_row_");
     match reserved {
         true => Err(Error::invalid(format!(
@@ -403,15 +406,21 @@ fn with_primary_key(schema: &Schema, key: &[String]) -> Result<Schema> {
         .map(|field| {
             let field = field.as_ref().clone();
             let Some(position) = key.iter().position(|column| column == field.name()) else {
-                return field;
+                return Ok(field);
             };
+            if Definitions::is_definition(&field) {
+                return Err(Error::invalid(format!(
+                    "computed column '{}' can't be of the primary key: it is NULL until it is refreshed",
+                    field.name()
+                )));
+            }
             let mut metadata = field.metadata().clone();
             metadata.insert(PRIMARY_KEY.to_string(), "true".to_string());
             metadata.insert(PRIMARY_KEY_POSITION.to_string(), (position + 1).to_string());
             // As in standard SQL, a primary key column is NOT NULL.
-            field.with_nullable(false).with_metadata(metadata)
+            Ok(field.with_nullable(false).with_metadata(metadata))
         })
-        .collect();
+        .collect::<Result<_>>()?;
     Ok(Schema::new_with_metadata(fields, schema.metadata().clone()))
 }
 

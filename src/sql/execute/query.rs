@@ -13,10 +13,7 @@ use crate::database::{CATALOG_NAME, SCHEMA_NAME};
 use crate::{Error, Result};
 
 impl Executor {
-    pub(super) async fn run_datafusion(
-        &self,
-        statement: DataFusionStatement,
-    ) -> Result<DataFrame> {
+    pub(super) async fn run_datafusion(&self, statement: DataFusionStatement) -> Result<DataFrame> {
         let text = statement.to_string();
         if text.contains("information_schema") {
             // Its tables ask for names without waiting: have them ready.

@@ -32,6 +32,12 @@ impl Executor {
             return Ok(());
         }
         table.check_column(column)?;
+        if table.definitions.clash(&table.stored_schema()) == Some(column) {
+            // Of the two columns of that name the virtual one goes.
+            let mut virtuals = table.definitions.virtuals.clone();
+            virtuals.retain(|other| other.name != column);
+            return self.write_virtuals(table, &virtuals).await;
+        }
         let computed = table.definitions.all_dependents(column);
         let mut dropped = vec![column.to_string()];
         dropped.extend(computed.iter().cloned());
@@ -212,7 +218,12 @@ impl Executor {
         Ok(new)
     }
 
-    pub(super) async fn set_type(&self, table: &Table, column: &str, data_type: &DataType) -> Result<()> {
+    pub(super) async fn set_type(
+        &self,
+        table: &Table,
+        column: &str,
+        data_type: &DataType,
+    ) -> Result<()> {
         let field = plain_column(table, column, "ALTER COLUMN … TYPE")?;
         if field.data_type() == data_type {
             return Ok(());

@@ -20,9 +20,7 @@ use super::report::Done;
 use crate::database::Table;
 use crate::database::definition::{DEFAULT, VirtualColumn};
 use crate::sql::statement::{AlterAction, AlterTable};
-use crate::storage::schema::{
-    MetadataChanges, change_metadata, enable_row_tracking, set_nullable,
-};
+use crate::storage::schema::{MetadataChanges, change_metadata, enable_row_tracking, set_nullable};
 use crate::storage::{Properties, with_retries};
 use crate::{Error, Result};
 
@@ -71,8 +69,11 @@ impl Executor {
     /// actions before it leave them.
     async fn check_names(&self, name: &str, actions: &[AlterAction]) -> Result<()> {
         let table = self.database.table(name).await?;
-        let mut columns: BTreeSet<String> =
-            table.column_names().into_iter().map(str::to_string).collect();
+        let mut columns: BTreeSet<String> = table
+            .column_names()
+            .into_iter()
+            .map(str::to_string)
+            .collect();
         let missing = |columns: &BTreeSet<String>, column: &str| {
             Error::not_found("column", column, columns.iter().map(String::as_str))
                 .context(format!("table '{name}'"))
@@ -129,7 +130,10 @@ impl Executor {
                 fields,
                 prefix,
                 expression,
-            } => self.add_struct_columns(&table, fields, prefix, expression).await,
+            } => {
+                self.add_struct_columns(&table, fields, prefix, expression)
+                    .await
+            }
             AlterAction::DropColumn {
                 column,
                 if_exists,
@@ -224,4 +228,3 @@ fn plain_column(table: &Table, column: &str, statement: &str) -> Result<Field> {
         .cloned()
         .map_err(|error| Error::internal(error.to_string()))
 }
-
