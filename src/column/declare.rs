@@ -7,7 +7,7 @@ use datafusion::arrow::datatypes::{DataType, Field, Schema};
 use datafusion::execution::SessionState;
 
 use crate::database::definition::{ComputedColumn, Definitions, VirtualColumn};
-use crate::database::expression::{is_volatile, plan_expression, type_error};
+use crate::database::expression::{plan_expression, type_error, volatile_function};
 use crate::{Error, ErrorKind, Result};
 
 /// A computed column as a statement declares it.
@@ -150,12 +150,10 @@ struct Settled {
 fn settle(state: &SessionState, schema: &Schema, declaration: &Declaration) -> Result<Settled> {
     let purpose = format!("computed column '{}'", declaration.name);
     let planned = plan_expression(state, schema, &declaration.expression, &purpose)?;
-    if !declaration.is_virtual && is_volatile(&planned.logical) {
+    if let (false, Some(function)) = (declaration.is_virtual, volatile_function(&planned.logical)) {
         return Err(Error::new(
             ErrorKind::InvalidInput,
-            format!(
-                "{purpose}: the expression does not always give the same result for the same row"
-            ),
+            format!("{purpose}: {function}() does not always give the same result"),
         )
         .with_hint(
             "declare the column VIRTUAL, or leave out what depends on the time or on chance",

@@ -1,6 +1,6 @@
 //! REFRESH COLUMN: assess, plan, compute, commit.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -116,18 +116,21 @@ pub async fn refresh(
 /// Lance replaces the file of several columns only where that is so.
 fn by_coverage(table: &Table, columns: Vec<String>) -> Vec<Vec<String>> {
     let schema = table.dataset.schema();
-    let mut groups: BTreeMap<Vec<bool>, Vec<String>> = BTreeMap::new();
+    let mut groups: Vec<(Vec<bool>, Vec<String>)> = Vec::new();
     for column in columns {
         let id = schema.field(&column).map_or(-1, |field| field.id);
-        let covered = table
+        let covered: Vec<bool> = table
             .dataset
             .fragments()
             .iter()
             .map(|fragment| fragment.files.iter().any(|file| file.fields.contains(&id)))
             .collect();
-        groups.entry(covered).or_default().push(column);
+        match groups.iter_mut().find(|(other, _)| *other == covered) {
+            Some((_, group)) => group.push(column),
+            None => groups.push((covered, vec![column])),
+        }
     }
-    groups.into_values().collect()
+    groups.into_iter().map(|(_, group)| group).collect()
 }
 
 /// The passes of a refresh: columns by name, in the order of their dependencies.

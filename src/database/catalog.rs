@@ -160,7 +160,7 @@ impl Database {
             };
         }
         if !is_object_name(wanted.name) {
-            return Ok(None);
+            return self.file(wanted.name).await;
         }
         match self.table_at(wanted.name, wanted.version).await {
             Ok(table) => return Ok(Some(self.table_provider(&table, wanted.row_ids)?)),
@@ -180,7 +180,15 @@ impl Database {
             }
             Err(error) => return Err(error),
         }
-        Ok(None)
+        self.file(wanted.name).await
+    }
+
+    /// A file, or a folder of files, by its path or URL.
+    async fn file(&self, path: &str) -> Result<Option<Arc<dyn TableProvider>>> {
+        match self.files.get() {
+            Some(files) => Ok(files.table(path).await?),
+            None => Ok(None),
+        }
     }
 
     /// A table as DataFusion reads it: stored columns, virtual ones computed, and the row ids if

@@ -126,21 +126,21 @@ fn fail_on_overflow(
         .map(|transformed| transformed.data)
 }
 
-/// Whether a function in `expression` may give another result for the same arguments: each time, as
-/// `random()`, or in another statement, as `now()`.
-pub fn is_volatile(expression: &Expr) -> bool {
-    let mut volatile = false;
+/// The first function in `expression` that may give another result for the same arguments: each time,
+/// as `random()`, or in another statement, as `now()`.
+pub fn volatile_function(expression: &Expr) -> Option<String> {
+    let mut found = None;
     // The closure never fails.
     let _ = expression.apply(|node| {
         if let Expr::ScalarFunction(call) = node
             && call.func.signature().volatility != Volatility::Immutable
         {
-            volatile = true;
+            found = Some(call.func.name().to_string());
             return Ok(TreeNodeRecursion::Stop);
         }
         Ok(TreeNodeRecursion::Continue)
     });
-    volatile
+    found
 }
 
 /// A subquery would be planned against the catalog before it could be refused.

@@ -16,7 +16,7 @@ use std::fmt;
 use std::sync::{Arc, OnceLock, RwLock};
 
 use datafusion::arrow::datatypes::{Schema, SchemaRef};
-use datafusion::catalog::TableProvider;
+use datafusion::catalog::{SchemaProvider, TableProvider};
 use datafusion::execution::SessionState;
 use lance::Dataset;
 
@@ -38,6 +38,8 @@ pub struct Database {
     /// Names as of the last listing, for callers that can't wait.
     known_names: RwLock<Vec<String>>,
     state: OnceLock<StateSource>,
+    /// Where names are looked up that are not of the database: files by path.
+    files: OnceLock<Arc<dyn SchemaProvider>>,
 }
 
 impl fmt::Debug for Database {
@@ -67,13 +69,15 @@ impl Database {
             session_tables: RwLock::default(),
             known_names: RwLock::default(),
             state: OnceLock::new(),
+            files: OnceLock::new(),
         }
     }
 
-    /// Gives the database the session that plans its views and virtual columns. Only the
-    /// first call counts.
-    pub fn attach(&self, state: StateSource) {
+    /// Gives the database the session that plans its views and virtual columns, and the schema in which
+    /// other names are looked up. Only the first call counts.
+    pub fn attach(&self, state: StateSource, files: Arc<dyn SchemaProvider>) {
         let _ = self.state.set(state);
+        let _ = self.files.set(files);
     }
 
     /// Where the database is.
