@@ -14,8 +14,8 @@ use std::thread;
 use std::time::Duration;
 
 use datafusion::arrow::array::{Array, ArrayRef, AsArray};
-use datafusion::arrow::compute::kernels::cmp;
 use datafusion::arrow::compute::cast;
+use datafusion::arrow::compute::kernels::cmp;
 use datafusion::arrow::datatypes::{DataType, UInt64Type};
 use datafusion::arrow::util::display::{ArrayFormatter, FormatOptions};
 use datafusion::common::{Result, exec_err, plan_err};

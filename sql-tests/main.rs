@@ -7,6 +7,9 @@
 
 mod functions;
 mod harness;
+mod opening;
+mod property;
+mod pylance;
 
 use std::env;
 use std::process::ExitCode;
@@ -24,10 +27,16 @@ fn main() -> ExitCode {
 
 /// All tests. A module with tests of its own is one more line.
 fn trials() -> Vec<Trial> {
-    [harness::files::trials(), harness::checks::trials()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        harness::files::trials(),
+        harness::checks::trials(),
+        opening::trials(),
+        property::trials(),
+        pylance::trials(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// The shell, with the functions of the tests.

@@ -22,6 +22,7 @@ use crate::database::{CATALOG_NAME, Database, DatabaseCatalog, LanceTable, SCHEM
 use crate::sql::execute::Executor;
 use crate::sql::parse;
 use crate::sql::statement::Statement;
+use crate::sql::types::TypeNames;
 use crate::storage::{Root, open};
 use crate::{Error, Result};
 
@@ -149,7 +150,11 @@ impl HeadwaterBuilder {
     pub async fn build(self) -> Result<Headwater> {
         let root = Root::open(&self.url, self.storage_options).await?;
         let database = Arc::new(Database::new(root));
-        let given = self.context.unwrap_or_default();
+        let given = self.context.unwrap_or_else(|| {
+            let mut config = SessionConfig::new();
+            config.options_mut().format.null = "NULL".to_string();
+            SessionContext::new_with_config(config)
+        });
         let mut config: SessionConfig = given
             .copied_config()
             .with_information_schema(true)
@@ -163,6 +168,7 @@ impl HeadwaterBuilder {
         });
         let state = SessionStateBuilder::new_from_existing(given.state())
             .with_config(config)
+            .with_type_planner(Arc::new(TypeNames))
             .build();
         let catalogs = Arc::clone(state.catalog_list());
         let context = SessionContext::new_with_state(state);

@@ -11,8 +11,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use datafusion::arrow::array::{RecordBatch, RecordBatchOptions};
 use datafusion::arrow::compute::concat_batches;
-use headwater::{Error, ErrorKind};
 use headwater::session::Headwater;
+use headwater::{Error, ErrorKind};
 use regex::{Captures, Regex};
 use sqllogictest::{AsyncDB, DBOutput};
 use tempfile::TempDir;
@@ -38,6 +38,7 @@ pub struct Place {
     /// `$DATA`: the folder of test data.
     pub data: PathBuf,
     variables: Arc<Mutex<HashMap<String, String>>>,
+    bugs: Arc<Mutex<Vec<String>>>,
     _root: Arc<TempDir>,
 }
 
@@ -54,6 +55,7 @@ impl Place {
             database: path.join("db"),
             data: files::root().join("data"),
             variables: Arc::default(),
+            bugs: Arc::default(),
             _root: Arc::new(root),
         })
     }
@@ -90,6 +92,15 @@ impl Place {
                 .unwrap_or_else(|| found[0].to_string())
         });
         Ok(replaced.into_owned())
+    }
+
+    /// The internal errors since the last call.
+    pub fn take_bugs(&self) -> Vec<String> {
+        std::mem::take(&mut *self.lock_bugs())
+    }
+
+    fn lock_bugs(&self) -> MutexGuard<'_, Vec<String>> {
+        self.bugs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn variables(&self) -> MutexGuard<'_, HashMap<String, String>> {
@@ -216,17 +227,13 @@ impl Database {
         }
     }
 
-    /// What a user would read, without what differs from run to run.
-    ///
-    /// # Panics
-    ///
-    /// On an error that confesses a bug, which no test may expect.
+    /// What a user would read, without what differs from run to run. No test may expect
+    /// an error that confesses a bug, so those are kept.
     fn failure(&self, error: &Error) -> Failure {
         let text = error.to_string();
-        assert!(
-            error.kind() != ErrorKind::Internal && !text.contains("likely caused by a bug"),
-            "an internal error: {text}"
-        );
+        if error.kind() == ErrorKind::Internal || text.contains("likely caused by a bug") {
+            self.place.lock_bugs().push(text.clone());
+        }
         Failure(self.normalizer.normalize(&text, false))
     }
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 use libtest_mimic::{Failed, Trial};
-use sqllogictest::{Runner, default_normalizer, default_validator};
+use sqllogictest::{MakeConnection, Record, Runner, default_normalizer, default_validator};
 
 use crate::harness::Engine;
 use crate::harness::database::{Database, Place, within};
@@ -101,26 +101,51 @@ fn run(file: &Path, engine: Engine) -> Result<(), Failed> {
     runtime.block_on(within(place.clone(), async {
         let mut runner = Runner::new(|| Database::open(place.clone()));
         runner.with_column_validator(same_kinds);
-        let result = if complete {
-            runner
-                .update_test_file(
-                    file,
-                    " ",
-                    default_validator,
-                    default_normalizer,
-                    same_kinds,
-                )
-                .await
-                .map_err(|error| Failed::from(error.to_string()))
+        let mut problems = if complete {
+            rewrite(&mut runner, file).await
         } else {
-            runner
-                .run_file_async(file)
-                .await
-                .map_err(|error| Failed::from(error.display(false).to_string()))
+            check(&mut runner, file).await
         };
         runner.shutdown_async().await;
-        result
+        let bugs = place.take_bugs();
+        problems.extend(bugs.iter().map(|bug| format!("an internal error: {bug}")));
+        match problems.is_empty() {
+            true => Ok(()),
+            false => Err(Failed::from(problems.join("\n"))),
+        }
     }))
+}
+
+/// Runs every record and says what differs; a difference may follow from an earlier one.
+async fn check<M: MakeConnection<Conn = Database>>(
+    runner: &mut Runner<Database, M>,
+    file: &Path,
+) -> Vec<String> {
+    let records = match sqllogictest::parse_file(file) {
+        Ok(records) => records,
+        Err(error) => return vec![error.to_string()],
+    };
+    let mut problems = Vec::new();
+    for record in records {
+        if matches!(record, Record::Halt { .. }) {
+            break;
+        }
+        if let Err(error) = runner.run_async(record).await {
+            problems.push(error.display(false).to_string());
+        }
+    }
+    problems
+}
+
+/// Writes what the database answers into the file.
+async fn rewrite<M: MakeConnection<Conn = Database>>(
+    runner: &mut Runner<Database, M>,
+    file: &Path,
+) -> Vec<String> {
+    let result = runner
+        .update_test_file(file, " ", default_validator, default_normalizer, same_kinds)
+        .await;
+    result.err().iter().map(ToString::to_string).collect()
 }
 
 /// Whether the columns are of the kinds stated; a bare `query` states none.

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use datafusion::arrow::array::{RecordBatch, RecordBatchIterator};
-use datafusion::arrow::compute::cast;
+use datafusion::arrow::compute::{cast, concat_batches};
 use datafusion::arrow::datatypes::Schema;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use lance::Dataset;
@@ -147,7 +147,8 @@ fn assignment(line: &str) -> Result<(&str, &str), Failure> {
         .ok_or_else(|| Failure::new(format!("'{line}' is not 'column = expression'")))
 }
 
-/// The rows of a query that reads no table.
+/// The rows of a query that reads no table; as other programs make them, all columns
+/// may hold NULL.
 async fn rows(query: &str) -> Result<RecordBatch, Failure> {
     let config = SessionConfig::new()
         .with_target_partitions(1)
@@ -156,7 +157,14 @@ async fn rows(query: &str) -> Result<RecordBatch, Failure> {
     let frame = context.sql(query).await.map_err(Failure::new)?;
     let schema = Arc::new(frame.schema().as_arrow().clone());
     let batches = frame.collect().await.map_err(Failure::new)?;
-    datafusion::arrow::compute::concat_batches(&schema, &batches).map_err(Failure::new)
+    let rows = concat_batches(&schema, &batches).map_err(Failure::new)?;
+    let fields: Vec<_> = schema
+        .fields()
+        .iter()
+        .map(|field| field.as_ref().clone().with_nullable(true))
+        .collect();
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), rows.columns().to_vec())
+        .map_err(Failure::new)
 }
 
 /// The rows with the types and nullability that the table has.

@@ -6,6 +6,7 @@
 //! - [`foreign`] changes tables as other Lance programs do,
 //! - [`render`] turns results into text, [`normalize`] takes out of it what differs from
 //!   run to run,
+//! - [`process`] runs this binary as a shell in a process of its own,
 //! - [`checks`] tests all of this.
 
 pub mod checks;
@@ -14,6 +15,7 @@ pub mod database;
 pub mod files;
 pub mod foreign;
 pub mod normalize;
+pub mod process;
 pub mod render;
 
 use std::fmt;

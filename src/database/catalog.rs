@@ -21,7 +21,7 @@ pub const CATALOG_NAME: &str = "headwater";
 /// The name of the schema that holds the database's tables.
 pub const SCHEMA_NAME: &str = "public";
 /// The name of the schema that tells about them.
-pub const SYSTEM_SCHEMA_NAME: &str = "system";
+const SYSTEM_SCHEMA_NAME: &str = "system";
 
 /// A database as a catalog.
 #[derive(Debug)]

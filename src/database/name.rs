@@ -12,7 +12,7 @@ const VERSION: &str = " VERSION AS OF ";
 const ROW_IDS: &str = " WITH ROW IDS";
 
 /// A table as a statement wants it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TableName<'a> {
     /// Its name in the database.
     pub name: &'a str,
@@ -23,26 +23,20 @@ pub struct TableName<'a> {
 }
 
 impl<'a> TableName<'a> {
-    /// Takes a name apart.
+    /// Takes a name apart; words that are not spelled exactly so belong to the name.
     pub fn parse(text: &'a str) -> Self {
         let (text, row_ids) = match text.strip_suffix(ROW_IDS) {
-            Some(rest) => (rest, true),
-            None => (text, false),
+            Some(rest) if !rest.is_empty() => (rest, true),
+            _ => (text, false),
         };
-        let versioned = text.rsplit_once(VERSION).and_then(|(name, version)| {
-            version.parse::<u64>().ok().map(|version| (name, version))
-        });
-        match versioned {
-            Some((name, version)) => Self {
-                name,
-                version: Some(version),
-                row_ids,
-            },
-            None => Self {
-                name: text,
-                version: None,
-                row_ids,
-            },
+        let (name, version) = match versioned(text) {
+            Some((name, version)) => (name, Some(version)),
+            None => (text, None),
+        };
+        Self {
+            name,
+            version,
+            row_ids,
         }
     }
 }
@@ -60,19 +54,62 @@ impl fmt::Display for TableName<'_> {
     }
 }
 
+/// Takes `t VERSION AS OF 5` apart; `None` for other names.
+fn versioned(name: &str) -> Option<(&str, u64)> {
+    let (name, version) = name.rsplit_once(VERSION)?;
+    let digits = !version.is_empty() && version.bytes().all(|byte| byte.is_ascii_digit());
+    (digits && !name.is_empty()).then_some(())?;
+    Some((name, version.parse().ok()?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn names_survive_a_round_trip() {
-        for (version, row_ids) in [(None, false), (Some(7), false), (None, true), (Some(7), true)] {
-            let name = TableName {
-                name: "t VERSION AS OF x",
-                version,
-                row_ids,
-            };
-            assert_eq!(TableName::parse(&name.to_string()), name);
+    fn names_are_taken_apart_and_put_together() {
+        for (text, name, version, row_ids) in [
+            ("t", "t", None, false),
+            ("t VERSION AS OF 5", "t", Some(5), false),
+            ("t WITH ROW IDS", "t", None, true),
+            ("t VERSION AS OF 5 WITH ROW IDS", "t", Some(5), true),
+            ("T a.b VERSION AS OF 0", "T a.b", Some(0), false),
+            (
+                "t VERSION AS OF 1 VERSION AS OF 2",
+                "t VERSION AS OF 1",
+                Some(2),
+                false,
+            ),
+            ("t version as of 5", "t version as of 5", None, false),
+            ("t VERSION AS OF x", "t VERSION AS OF x", None, false),
+            ("t VERSION AS OF +5", "t VERSION AS OF +5", None, false),
+            (" VERSION AS OF 5", " VERSION AS OF 5", None, false),
+            (" WITH ROW IDS", " WITH ROW IDS", None, false),
+            ("", "", None, false),
+        ] {
+            let parsed = TableName::parse(text);
+            assert_eq!(
+                parsed,
+                TableName {
+                    name,
+                    version,
+                    row_ids
+                }
+            );
+            assert_eq!(parsed.to_string(), text);
         }
+    }
+
+    #[test]
+    fn a_version_is_a_number_of_64_bits() {
+        assert_eq!(
+            versioned("t VERSION AS OF 18446744073709551615"),
+            Some(("t", u64::MAX))
+        );
+        assert_eq!(
+            versioned("t VERSION AS OF 18446744073709551616"),
+            None
+        );
+        assert_eq!(versioned("t WITH ROW IDS"), None);
     }
 }

@@ -15,8 +15,8 @@ use datafusion::physical_plan::ExecutionPlan;
 use lance::Dataset;
 
 use crate::storage::scan::{
-    Blobs, LanceScanExec, ScanDescription, can_push_down, fragment_rows, partition_fragments,
-    row_field, table_schema,
+    Blobs, DEFAULT_BATCH_ROWS, LanceScanExec, ScanDescription, can_push_down, fragment_rows,
+    partition_fragments, row_field, table_schema,
 };
 
 /// A Lance table at one version.
@@ -99,11 +99,27 @@ impl TableProvider for LanceTable {
             filter: all_of(filters),
             limit,
             fragments: partition_fragments(&fragments, settings.target_partitions()),
-            batch_rows: settings.batch_size(),
+            batch_rows: batch_rows(settings.batch_size(), &columns),
             ..ScanDescription::new(&self.dataset)
         };
         let scan = LanceScanExec::try_new(self.dataset.clone(), description)?;
         Ok(Arc::new(scan))
+    }
+}
+
+/// Rows for a batch of `columns`: what the session says, and up to four times that
+/// while it is few bytes, since each batch has its cost whatever is in it.
+fn batch_rows(session: usize, columns: &Schema) -> usize {
+    const ENOUGH_BYTES: usize = 128 * 1024;
+    let widths = columns
+        .fields()
+        .iter()
+        .map(|f| f.data_type().primitive_width());
+    match widths.sum::<Option<usize>>() {
+        Some(width) if width > 0 && session >= DEFAULT_BATCH_ROWS => {
+            (ENOUGH_BYTES / width).clamp(session, 4 * session)
+        }
+        _ => session,
     }
 }
 

@@ -23,8 +23,11 @@ tokio::task_local! {
 /// A stored view.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct View {
-    /// SQL text of the query.
+    /// SQL text of the query, with the names that the catalog understands (see
+    /// [`TableName`]).
     pub query: String,
+    /// SQL text of the query as users write it.
+    pub text: String,
     /// Names of the tables and views of the database that it reads.
     pub reads: BTreeSet<String>,
 }
@@ -95,7 +98,7 @@ impl Database {
             })
             .await
             .map_err(|error| Error::from(error).context(format!("view '{name}'")))?;
-        Ok(Arc::new(ViewTable::new(planned, Some(view.query.clone()))))
+        Ok(Arc::new(ViewTable::new(planned, Some(view.text.clone()))))
     }
 }
 

@@ -12,6 +12,7 @@ use datafusion::prelude::SessionContext;
 use datafusion_cli::print_format::PrintFormat;
 use datafusion_cli::print_options::MaxRows;
 
+use crate::session::Headwater;
 use crate::{Error, ErrorKind, Result};
 
 const EXAMPLES: &str = "\
@@ -29,32 +30,37 @@ when a statement failed, 2 for wrong arguments, 130 after Ctrl-C.
 
 In the shell, \\? lists the commands and \\h the statements.";
 
-/// A shell for derived data over Lance tables: computed columns that are declared,
-/// filled and kept fresh by SQL
+/// Derived data over Lance tables: computed columns, kept fresh by SQL
 #[derive(Parser)]
 #[command(name = "headwater", version, after_help = EXAMPLES)]
 struct Declared {
-    /// The database: a folder, made on the first write, or s3://…, gs://…, az://…
-    #[arg(value_name = "DATABASE", default_value = "./headwater-db")]
+    /// A folder, made on the first write, or s3://…, gs://…, az://…
+    #[arg(value_name = "DATABASE", default_value = Headwater::DEFAULT_DATABASE)]
     database: String,
 
     /// Run these statements and leave (may be repeated)
     #[arg(short, long, value_name = "SQL", allow_hyphen_values = true)]
     command: Vec<String>,
 
-    /// Run the statements of this file and leave; - is standard input (may be repeated)
+    /// The same for the statements of a file; - is standard input (may be repeated)
     #[arg(short, long, value_name = "FILE")]
     file: Vec<PathBuf>,
 
-    /// How to print results; automatic is a table
-    #[arg(long, value_enum, ignore_case = true, default_value_t = PrintFormat::Automatic)]
+    /// How to print results: table, csv, tsv, json, nd-json; automatic is table
+    #[arg(
+        long,
+        value_enum,
+        ignore_case = true,
+        hide_possible_values = true,
+        default_value_t = PrintFormat::Automatic
+    )]
     format: PrintFormat,
 
     /// Print results and errors only
     #[arg(short, long)]
     quiet: bool,
 
-    /// How many rows of a result to print as a table: a number, or inf for all
+    /// How many rows of a table to print: a number, or inf for all
     #[arg(long, value_name = "ROWS", default_value = "40")]
     maxrows: MaxRows,
 
@@ -64,6 +70,7 @@ struct Declared {
         value_name = "WHEN",
         num_args = 0..=1,
         require_equals = true,
+        hide_possible_values = true,
         default_value_t = ColorChoice::Auto,
         default_missing_value = "always"
     )]
@@ -81,7 +88,7 @@ struct Declared {
     #[arg(long, value_name = "FILE")]
     options_file: Option<PathBuf>,
 
-    /// How much memory queries may use before they spill or fail, such as 4g or 512m
+    /// How much memory queries may use, such as 4g or 512m
     #[arg(short, long, value_name = "BYTES", value_parser = size)]
     memory_limit: Option<u64>,
 }
@@ -291,6 +298,8 @@ fn read_options(path: &Path) -> Result<HashMap<String, String>> {
 
 #[cfg(test)]
 mod tests {
+    use datafusion::execution::memory_pool::MemoryLimit;
+
     use super::*;
 
     fn parse(args: &[&str]) -> Arguments {
@@ -316,7 +325,7 @@ mod tests {
     #[test]
     fn defaults_open_a_shell_over_the_default_folder() {
         let arguments = parse(&[]);
-        assert_eq!(arguments.database, "./headwater-db");
+        assert_eq!(arguments.database, Headwater::DEFAULT_DATABASE);
         assert_eq!(arguments.inputs, []);
         assert_eq!(arguments.format, PrintFormat::Automatic);
         assert_eq!(arguments.maxrows, MaxRows::Limited(40));
@@ -368,7 +377,7 @@ mod tests {
 
     #[test]
     fn formats_are_those_of_datafusion_cli() {
-        assert_eq!(parse(&["--format", "ndjson"]).format, PrintFormat::NdJson);
+        assert_eq!(parse(&["--format", "nd-json"]).format, PrintFormat::NdJson);
         assert_eq!(parse(&["--format", "CSV"]).format, PrintFormat::Csv);
         let message = refuse(&["--format", "yaml"]).to_string();
         assert!(message.contains("json"), "{message}");
@@ -416,9 +425,8 @@ mod tests {
         let context = SessionContext::new();
         let arguments = parse(&["-m", "1m"]);
         arguments.limit_memory(&context).await.unwrap();
-        let pool = context.runtime_env().memory_pool.clone();
-        let limit = format!("{:?}", pool.memory_limit());
-        assert!(limit.contains("1048576"), "{limit}");
+        let limit = context.runtime_env().memory_pool.memory_limit();
+        assert!(matches!(limit, MemoryLimit::Finite(1_048_576)));
     }
 
     #[test]

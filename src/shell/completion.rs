@@ -87,10 +87,10 @@ impl Words {
     fn known(&self, line: &str, word: &str) -> BTreeSet<String> {
         let mut names = self.names.borrow_mut();
         if names.tables.is_none() {
-            let context = self.session.context().clone();
-            // A catalog lists its tables without async, so it may block.
-            let listing = self.runtime.spawn_blocking(move || table_names(&context));
-            names.tables = self.wait(listing).and_then(Result::ok);
+            let listed = self.wait(self.session.database().object_names());
+            let mut tables = session_tables(self.session.context());
+            tables.extend(listed.and_then(Result::ok).unwrap_or_default());
+            names.tables = Some(tables);
         }
         let tables = names.tables.clone().unwrap_or_default();
         for table in &tables {
@@ -125,8 +125,8 @@ impl Words {
     }
 }
 
-/// The tables of the default schema.
-fn table_names(context: &SessionContext) -> Vec<String> {
+/// Tables that are there without a look at the store: those of the session only.
+fn session_tables(context: &SessionContext) -> Vec<String> {
     let state = context.state();
     let defaults = &state.config_options().catalog;
     let schema = context

@@ -89,13 +89,7 @@ fn start(arguments: &Arguments, builder: HeadwaterBuilder) -> Result<ExitCode> {
         .thread_name("headwater")
         .thread_stack_size(WORKER_STACK)
         .build()
-        .map_err(|error| {
-            Error::new(
-                ErrorKind::Internal,
-                format!("can't start the runtime: {error}"),
-            )
-            .with_source(error)
-        })?;
+        .map_err(no_runtime)?;
     let mut builder = builder.database(arguments.database.as_str());
     if !options.is_empty() {
         builder = builder.storage_options(options);
@@ -104,9 +98,12 @@ fn start(arguments: &Arguments, builder: HeadwaterBuilder) -> Result<ExitCode> {
         .block_on(async {
             let session = builder.build().await?;
             arguments.limit_memory(session.context()).await?;
+            // In a table an empty cell could be an empty text.
+            let context = session.context();
+            context.sql("SET datafusion.format.null = 'NULL'").await?;
             Ok(session)
         })
-        .map(|session| serve(&runtime, session, arguments, inputs));
+        .and_then(|session| serve(&runtime, session, arguments, inputs));
     // Nothing that is left may keep the user waiting: what mattered has ended with its statement.
     runtime.shutdown_background();
     code
@@ -118,7 +115,7 @@ fn serve(
     session: Headwater,
     arguments: &Arguments,
     inputs: Vec<Source>,
-) -> ExitCode {
+) -> Result<ExitCode> {
     let interactive = inputs.is_empty() && io::stdin().is_terminal();
     let settings = PrintOptions {
         format: arguments.format,
@@ -127,7 +124,7 @@ fn serve(
         color: arguments.color(),
         instrumented_registry: Arc::new(InstrumentedObjectStoreRegistry::new()),
     };
-    let interrupts = Interrupts::listen(runtime.handle(), interactive);
+    let interrupts = Interrupts::listen(interactive).map_err(no_runtime)?;
     let mut runner = Runner::new(
         runtime.handle().clone(),
         session,
@@ -136,7 +133,7 @@ fn serve(
         interrupts,
     );
     if interactive {
-        return interactive::run(&mut runner, &arguments.database);
+        return Ok(interactive::run(&mut runner, &arguments.database));
     }
     let inputs = if inputs.is_empty() {
         vec![stdin()]
@@ -148,17 +145,25 @@ fn serve(
             Ok(()) => {}
             Err(Halt::Quit) => break,
             Err(Halt::Failed) if arguments.keep_going => {}
-            Err(Halt::Failed) => return ExitCode::FAILURE,
-            Err(Halt::Interrupted) => return ExitCode::from(interrupt::EXIT_STATUS),
+            Err(Halt::Failed) => return Ok(ExitCode::FAILURE),
+            Err(Halt::Interrupted) => return Ok(ExitCode::from(interrupt::EXIT_STATUS)),
             // As a program that the signal SIGPIPE ends.
-            Err(Halt::BrokenPipe) => return ExitCode::from(141),
+            Err(Halt::BrokenPipe) => return Ok(ExitCode::from(141)),
         }
     }
-    if runner.has_failed() {
+    Ok(if runner.has_failed() {
         ExitCode::FAILURE
     } else {
         ExitCode::SUCCESS
-    }
+    })
+}
+
+fn no_runtime(error: io::Error) -> Error {
+    Error::new(
+        ErrorKind::Internal,
+        format!("can't start the threads that statements run on: {error}"),
+    )
+    .with_source(error)
 }
 
 /// A script that is open.

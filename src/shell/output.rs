@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::json::ArrayWriter;
+use datafusion::common::DataFusionError;
 use datafusion::config::FormatOptions;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
@@ -71,6 +72,11 @@ impl Layout {
         }
         let held = MemoryConsumer::new("result").register(task.memory_pool());
         let stream = execute_stream(plan, Arc::clone(&task))?;
+        if stream.schema().fields().is_empty() {
+            // There may be rows all the same, and a plan does its work while it is read.
+            stream.try_for_each(|_| std::future::ready(Ok(()))).await?;
+            return Ok(Printed::default());
+        }
         let options = &task.session_config().options().format;
         let printed = match self.format {
             PrintFormat::Table => self.print_table(stream, held, options, out).await,
@@ -80,7 +86,7 @@ impl Layout {
         // Also what stood before a failure is a result.
         let flushed = out.flush();
         let printed = printed?;
-        flushed.map_err(datafusion::error::DataFusionError::from)?;
+        flushed.map_err(DataFusionError::from)?;
         Ok(printed)
     }
 
@@ -108,13 +114,12 @@ impl Layout {
                 kept.push(batch);
             }
         }
-        let has_columns = !schema.fields().is_empty();
         self.format
             .print_batches(out, schema, &kept, self.maxrows, true, options)?;
         Ok(Printed {
             rows,
             shown: (limit < rows).then_some(limit),
-            has_columns,
+            has_columns: true,
         })
     }
 
@@ -143,7 +148,7 @@ impl Layout {
         Ok(Printed {
             rows,
             shown: None,
-            has_columns: !schema.fields().is_empty(),
+            has_columns: true,
         })
     }
 }
@@ -154,21 +159,18 @@ async fn print_json<W: Write>(
     mut stream: SendableRecordBatchStream,
     out: &mut W,
 ) -> Result<Printed> {
-    let has_columns = !stream.schema().fields().is_empty();
     let mut writer = ArrayWriter::new(&mut *out);
     let mut rows = 0;
     while let Some(batch) = stream.try_next().await? {
         writer.write(&batch)?;
         rows += batch.num_rows();
     }
-    if has_columns {
-        writer.finish()?;
-        writeln!(out).map_err(datafusion::error::DataFusionError::from)?;
-    }
+    writer.finish()?;
+    writeln!(out).map_err(DataFusionError::from)?;
     Ok(Printed {
         rows,
         shown: None,
-        has_columns,
+        has_columns: true,
     })
 }
 
@@ -223,6 +225,7 @@ impl<W: Write> Write for Sink<W> {
 mod tests {
     use std::sync::Mutex;
 
+    use datafusion::logical_expr::LogicalPlanBuilder;
     use datafusion::prelude::{SessionConfig, SessionContext};
 
     use super::*;
@@ -279,8 +282,20 @@ mod tests {
         for format in [PrintFormat::Table, PrintFormat::Json, PrintFormat::Csv] {
             let sql = "SET datafusion.execution.batch_size = 10";
             let (text, printed) = print(sql, format, MaxRows::Unlimited).await;
-            assert_eq!(text, "");
-            assert!(!printed.has_columns);
+            assert_eq!((text.as_str(), printed), ("", Printed::default()));
+        }
+    }
+
+    #[tokio::test]
+    async fn rows_without_columns_are_not_shown() {
+        let context = SessionContext::new();
+        for format in [PrintFormat::Table, PrintFormat::Json, PrintFormat::Csv] {
+            let plan = LogicalPlanBuilder::empty(true).build().unwrap();
+            let frame = DataFrame::new(context.state(), plan);
+            let mut out = Vec::new();
+            let maxrows = MaxRows::Unlimited;
+            let printed = Layout { format, maxrows }.print(frame, &mut out).await;
+            assert_eq!((printed.unwrap(), out), (Printed::default(), Vec::new()));
         }
     }
 

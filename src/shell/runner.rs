@@ -135,10 +135,9 @@ impl Runner {
             },
             progress.clone(),
         );
-        let ended = self.runtime.block_on(
-            self.interrupts
-                .run(task, progress::DELAY, || progress.show()),
-        );
+        let ended = self
+            .interrupts
+            .run(&self.runtime, task, progress::DELAY, || progress.show());
         progress.clear();
         for notice in self.session.take_notices() {
             if !self.settings.quiet {
@@ -159,11 +158,17 @@ impl Runner {
             }
             Ended::Panicked(message) => {
                 let error = Error::internal(format!("the statement panicked: {message}"))
-                    .with_hint("this is a bug; the database is as it was before the statement, or as after it");
+                    .with_hint(
+                        "this is a bug, of Headwater or of a function that the statement calls",
+                    );
                 Err(self.fail(error, place))
             }
-            Ended::Cancelled => {
-                let error = Error::new(ErrorKind::Cancelled, "the statement was cancelled");
+            Ended::Cancelled { gone } => {
+                let mut error = Error::new(ErrorKind::Cancelled, "the statement was cancelled");
+                if !gone {
+                    error =
+                        error.with_hint("what it is computing right now ends in the background");
+                }
                 self.fail(error, place);
                 Err(Halt::Interrupted)
             }

@@ -11,7 +11,7 @@ use datafusion::sql::sqlparser::parser::Parser;
 use datafusion::sql::sqlparser::tokenizer::Token;
 
 use super::parser::dialect::HeadwaterDialect;
-use super::parser::names::{ParsedTableName, parse_table_name};
+use crate::database::name::TableName;
 use super::parser::reader::normalise;
 
 /// An expression as it is stored in a definition. Texts that differ only in case, blanks,
@@ -72,12 +72,12 @@ impl VisitorMut for WrittenNames {
             && let Some(ObjectNamePart::Identifier(last)) = name.0.last_mut()
         {
             let given = last.value.clone();
-            let parsed = parse_table_name(&given);
+            let parsed = TableName::parse(&given);
             if last.quote_style.is_some() && parsed.name != given {
                 // As one name without quotes, because sqlparser writes a version behind the
                 // alias, where it can't read it.
                 let quoted = quote_identifier(parsed.name);
-                let written = ParsedTableName {
+                let written = TableName {
                     name: &quoted,
                     row_ids: false,
                     ..parsed
@@ -139,33 +139,92 @@ fn is_keyword(name: &str) -> bool {
         .is_ok()
 }
 
-/// Words that mean something of their own where our statements take a name.
+/// Words that SQL reserves, or that mean something where our statements take a name.
 const RESERVED: &[&str] = &[
     "all",
+    "and",
+    "any",
+    "array",
     "as",
+    "asc",
+    "between",
+    "by",
+    "case",
+    "cast",
     "check",
+    "collate",
     "column",
     "columns",
     "constraint",
+    "create",
+    "cross",
     "default",
+    "delete",
+    "desc",
     "distinct",
+    "drop",
+    "else",
+    "end",
+    "except",
+    "exclude",
     "exists",
+    "extract",
+    "false",
+    "fetch",
+    "for",
     "foreign",
     "from",
+    "full",
     "generated",
+    "group",
+    "having",
     "if",
+    "in",
+    "inner",
+    "insert",
+    "intersect",
+    "interval",
+    "into",
+    "is",
+    "join",
+    "lateral",
+    "left",
+    "like",
+    "limit",
+    "natural",
     "not",
     "null",
+    "offset",
+    "on",
     "only",
+    "or",
+    "order",
+    "outer",
+    "over",
+    "partition",
     "primary",
+    "references",
+    "right",
+    "row",
+    "rows",
     "select",
     "set",
+    "similar",
+    "some",
     "table",
+    "then",
     "to",
+    "trim",
+    "true",
+    "union",
     "unique",
+    "unnest",
+    "update",
     "using",
     "values",
+    "when",
     "where",
+    "window",
     "with",
 ];
 

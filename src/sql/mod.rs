@@ -7,7 +7,4 @@ pub mod parser;
 pub mod statement;
 pub mod types;
 
-pub use parser::{
-    HeadwaterDialect, ParsedTableName, is_complete, parse, parse_table_name, parse_versioned_name,
-    split,
-};
+pub use parser::{HeadwaterDialect, is_complete, parse, split};

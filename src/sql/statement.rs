@@ -176,6 +176,10 @@ pub struct AlterTable {
 
 /// One action of ALTER TABLE.
 #[derive(Debug, Clone)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "a statement has a handful of actions, mostly the largest"
+)]
 pub enum AlterAction {
     /// ADD COLUMN, plain or generated.
     AddColumn {

@@ -53,7 +53,7 @@ pub async fn commit(
 }
 
 /// Turns a failed commit into our error; conflicts are told from the rest.
-pub fn commit_error(table: &str, error: lance::Error) -> Error {
+pub(super) fn commit_error(table: &str, error: lance::Error) -> Error {
     use lance::Error as Lance;
     match error {
         Lance::RetryableCommitConflict { .. }

@@ -4,12 +4,15 @@
 //! [`storage_error`], so that each names the table, and the file where one is
 //! to blame, and so that callers can match on the kind.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::error::Error as StdError;
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, LazyLock};
 
 use datafusion::common::DataFusionError;
+use futures::FutureExt;
 use lance::Dataset;
 use lance::dataset::builder::DatasetBuilder;
 use lance::session::Session;
@@ -43,15 +46,56 @@ pub async fn open(
     if let Some(session) = session {
         builder = builder.with_session(session);
     }
-    builder
-        .load()
-        .await
-        .map_err(|error| storage_error(table_name(uri), error))
+    let table = table_name(uri);
+    // Lance may panic over a damaged manifest; that must not take the process down.
+    let error = match AssertUnwindSafe(builder.load()).catch_unwind().await {
+        Ok(Ok(dataset)) => return Ok(dataset),
+        Ok(Err(error)) => storage_error(table, error),
+        Err(panic) => panicked(table, panic),
+    };
+    // What has a mend is said in full; what is left are bytes that make no sense.
+    if error.kind() != ErrorKind::Storage || error.hint().is_some() {
+        return Err(error);
+    }
+    let folder = format!("{}/_versions", uri.trim_end_matches('/'));
+    let which = match version {
+        Some(version) => format!("the manifest of version {version}"),
+        None => "the newest manifest".to_string(),
+    };
+    Err(Error::new(
+        ErrorKind::Storage,
+        format!(
+            "table '{table}': {which}, in '{folder}', can't be read: {}",
+            without_table(table, &error)
+        ),
+    )
+    .with_hint(LOST_FILE)
+    .with_source(error))
+}
+
+/// The message of an error about `table`, for where the table is named already.
+pub(super) fn without_table<'a>(table: &str, error: &'a Error) -> &'a str {
+    let message = error.message();
+    let named = format!("table '{table}': ");
+    message.strip_prefix(&named).unwrap_or(message)
+}
+
+/// The error for a call to Lance about `table` that ended in a panic.
+pub(super) fn panicked(table: &str, panic: Box<dyn Any + Send>) -> Error {
+    let what = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("no message");
+    Error::new(
+        ErrorKind::Storage,
+        format!("table '{table}': Lance gave up: {what}"),
+    )
 }
 
 /// The name of the table that is stored at `uri`: the last part of it, without
 /// `.lance`.
-pub fn table_name(uri: &str) -> &str {
+pub(super) fn table_name(uri: &str) -> &str {
     let path = uri.trim_end_matches('/');
     let file = path.rsplit('/').next().unwrap_or(path);
     file.strip_suffix(".lance").unwrap_or(file)
@@ -80,13 +124,6 @@ pub fn storage_error(table: &str, error: lance::Error) -> Error {
         }
         Lance::FieldNotFound { source } => {
             (ErrorKind::NotFound, format!("table '{table}': {source}"))
-        }
-        Lance::NotFound { uri, .. } => {
-            hint = Some(LOST_FILE);
-            (
-                ErrorKind::Storage,
-                format!("table '{table}': the file '{uri}' is missing"),
-            )
         }
         Lance::CorruptFile { path, source, .. } => {
             hint = Some(LOST_FILE);
@@ -158,7 +195,7 @@ pub fn storage_error(table: &str, error: lance::Error) -> Error {
 }
 
 /// As [`storage_error`], for an error that DataFusion handed on from Lance.
-pub fn query_error(table: &str, error: DataFusionError) -> Error {
+pub(super) fn query_error(table: &str, error: DataFusionError) -> Error {
     match error {
         DataFusionError::External(source) => external(table, source),
         DataFusionError::Context(_, inner) | DataFusionError::Diagnostic(_, inner) => {
@@ -172,7 +209,8 @@ pub fn query_error(table: &str, error: DataFusionError) -> Error {
     }
 }
 
-const LOST_FILE: &str = "if it was removed or damaged outside of Headwater, restore it from a \
+/// The mend for a file that is missing or damaged.
+pub(super) const LOST_FILE: &str = "if it was removed or damaged outside of Headwater, restore it from a \
                          backup, or read an older version with VERSION AS OF";
 const NEWER_FORMAT: &str = "upgrade Headwater, or read the table with the program that wrote it";
 
@@ -203,6 +241,9 @@ fn external(table: &str, source: Box<dyn StdError + Send + Sync>) -> Error {
 fn blame(error: &(dyn StdError + 'static)) -> Option<(String, Option<&'static str>)> {
     let mut next = Some(error);
     while let Some(error) = next {
+        if let Some(lance::Error::NotFound { uri, .. }) = error.downcast_ref() {
+            return Some((format!("the file '{uri}' is missing"), Some(LOST_FILE)));
+        }
         if let Some(store) = error.downcast_ref::<object_store::Error>() {
             use object_store::Error as Store;
             match store {
@@ -253,5 +294,159 @@ fn tidy(message: &str) -> String {
     match PLACE.as_ref() {
         Some(place) => place.replace_all(message, "").into_owned(),
         None => message.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{Int32Array, RecordBatch, RecordBatchIterator};
+    use lance::dataset::WriteParams;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    async fn table() -> (TempDir, String) {
+        let folder = TempDir::new().unwrap();
+        let uri = format!("{}/goods.lance", folder.path().display());
+        for _ in 0..2 {
+            let column = Arc::new(Int32Array::from(vec![1, 2])) as _;
+            let batch = RecordBatch::try_from_iter([("a", column)]).unwrap();
+            let schema = batch.schema();
+            let params = WriteParams {
+                mode: lance::dataset::WriteMode::Append,
+                ..Default::default()
+            };
+            let reader = RecordBatchIterator::new([Ok(batch)], schema);
+            Dataset::write(reader, uri.as_str(), Some(params))
+                .await
+                .unwrap();
+        }
+        (folder, uri)
+    }
+
+    async fn failure(uri: &str, version: Option<u64>) -> Error {
+        open(uri, version, &HashMap::new(), None).await.unwrap_err()
+    }
+
+    #[tokio::test]
+    async fn a_table_opens_at_its_newest_or_at_a_given_version() {
+        let (_folder, uri) = table().await;
+        let newest = open(&uri, None, &HashMap::new(), None).await.unwrap();
+        assert_eq!(newest.manifest().version, 2);
+        let session = Some(newest.session());
+        let older = open(&uri, Some(1), &HashMap::new(), session).await.unwrap();
+        assert_eq!(older.manifest().version, 1);
+    }
+
+    #[tokio::test]
+    async fn a_table_or_version_that_is_not_there_is_not_found() {
+        let (folder, uri) = table().await;
+        let error = failure(&format!("{}/bads.lance", folder.path().display()), None).await;
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+        assert!(
+            error.message().contains("table 'bads' does not exist"),
+            "{error}"
+        );
+        assert!(!error.message().contains(".rs:"), "{error}");
+
+        let error = failure(&uri, Some(7)).await;
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+        assert!(
+            error.message().contains("'goods'") && error.message().contains('7'),
+            "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_file_is_not_a_table() {
+        let (folder, _) = table().await;
+        let path = folder.path().join("file.lance");
+        std::fs::write(&path, "no folder").unwrap();
+        let error = failure(path.to_str().unwrap(), None).await;
+        assert_eq!(error.kind(), ErrorKind::Storage);
+        assert!(error.message().contains("'file'"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_damaged_manifest_is_named() {
+        let (folder, uri) = table().await;
+        let versions = folder.path().join("goods.lance/_versions");
+        let mut files: Vec<_> = std::fs::read_dir(versions)
+            .unwrap()
+            .map(|f| f.unwrap().path())
+            .collect();
+        files.sort();
+        // Names count down from the largest version.
+        let bytes = std::fs::read(&files[0]).unwrap();
+        for damaged in [
+            bytes[..bytes.len() / 2].to_vec(),
+            Vec::new(),
+            vec![0xa5; bytes.len()],
+        ] {
+            std::fs::write(&files[0], damaged).unwrap();
+            let error = failure(&uri, None).await;
+            assert_eq!(error.kind(), ErrorKind::Storage, "{error}");
+            assert!(error.message().contains("'goods'"), "{error}");
+            assert!(error.message().contains("goods.lance/_versions"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_newer_format_is_told_apart() {
+        let lance = lance::Error::not_supported(
+            "This dataset cannot be read by this version of Lance. Please upgrade Lance to read \
+             this dataset. Flags: 4096",
+        );
+        let error = storage_error("goods", lance);
+        assert_eq!(error.kind(), ErrorKind::Storage);
+        assert!(
+            error
+                .message()
+                .contains("'goods' is in a newer Lance format"),
+            "{error}"
+        );
+        assert!(error.message().contains("4096"), "{error}");
+        assert!(error.hint().unwrap().contains("upgrade"));
+    }
+
+    #[test]
+    fn what_the_store_refused_is_said_with_the_mend() {
+        let denied = object_store::Error::PermissionDenied {
+            path: "t/data/1.lance".to_string(),
+            source: "403".into(),
+        };
+        let error = storage_error("goods", denied.into());
+        assert_eq!(error.kind(), ErrorKind::Storage);
+        assert!(
+            error
+                .message()
+                .contains("no permission for 't/data/1.lance'"),
+            "{error}"
+        );
+
+        for (kind, mend) in [
+            (io::ErrorKind::PermissionDenied, "owns"),
+            (io::ErrorKind::StorageFull, "free some space"),
+        ] {
+            let error = storage_error("goods", io::Error::from(kind).into());
+            assert_eq!(error.kind(), ErrorKind::Storage);
+            assert!(error.hint().unwrap().contains(mend), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_error_of_ours_comes_back_as_it_was() {
+        let ours = Error::new(ErrorKind::Computation, "row 5").with_hint("mend it");
+        let through = DataFusionError::from(lance::Error::from(DataFusionError::from(ours)));
+        let error = query_error("goods", through);
+        assert_eq!(error.kind(), ErrorKind::Computation);
+        assert_eq!((error.message(), error.hint()), ("row 5", Some("mend it")));
+    }
+
+    #[test]
+    fn a_table_is_named_by_the_last_part_of_its_uri() {
+        assert_eq!(table_name("/data/db/goods.lance"), "goods");
+        assert_eq!(table_name("s3://bucket/db/goods.lance/"), "goods");
+        assert_eq!(table_name("goods"), "goods");
     }
 }

@@ -4,7 +4,7 @@
 //! them out; Headwater's own files are below `_headwater/`.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
 use futures::TryStreamExt;
@@ -31,7 +31,7 @@ pub struct Root {
     options: HashMap<String, String>,
     store: Arc<ObjectStore>,
     base: Path,
-    session: Arc<Session>,
+    session: RwLock<Arc<Session>>,
 }
 
 impl std::fmt::Debug for Root {
@@ -50,11 +50,7 @@ impl Root {
     /// If the URL can't be understood, or is a file.
     pub async fn open(url: &str, options: HashMap<String, String>) -> Result<Self> {
         let url = absolute(url)?;
-        let session = Arc::new(Session::new(
-            INDEX_CACHE_BYTES,
-            METADATA_CACHE_BYTES,
-            Default::default(),
-        ));
+        let session = new_session();
         let parameters = ObjectStoreParams {
             storage_options_accessor: (!options.is_empty()).then(|| {
                 Arc::new(StorageOptionsAccessor::with_static_options(options.clone()))
@@ -80,7 +76,7 @@ impl Root {
             options,
             store,
             base,
-            session,
+            session: RwLock::new(session),
         })
     }
 
@@ -95,8 +91,14 @@ impl Root {
     }
 
     /// The Lance session whose caches all tables of this database share.
-    pub fn session(&self) -> &Arc<Session> {
-        &self.session
+    pub fn session(&self) -> Arc<Session> {
+        Arc::clone(&self.session.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Forgets what is cached. Some of Lance's caches know a version of a table by its number alone,
+    /// and a table that is made anew counts from 1 again.
+    fn forget(&self) {
+        *self.session.write().unwrap_or_else(PoisonError::into_inner) = new_session();
     }
 
     /// Whether the database is in a local folder.
@@ -115,7 +117,7 @@ impl Root {
             &self.table_uri(name),
             version,
             &self.options,
-            Some(Arc::clone(&self.session)),
+            Some(self.session()),
         )
         .await
     }
@@ -147,6 +149,7 @@ impl Root {
 
     /// Removes a table with all its versions.
     pub async fn remove_table(&self, name: &str) -> Result<()> {
+        self.forget();
         self.store
             .remove_dir_all(self.table_path(name))
             .await
@@ -157,6 +160,7 @@ impl Root {
     /// store every object is copied and the old ones are removed afterwards, so that a
     /// crash in between leaves the table under its old name.
     pub async fn rename_table(&self, from: &str, to: &str) -> Result<()> {
+        self.forget();
         if self.is_local() {
             let (from_folder, to_folder) = (self.table_uri(from), self.table_uri(to));
             let renamed = tokio::fs::rename(local_path(&from_folder), local_path(&to_folder)).await;
@@ -252,6 +256,14 @@ impl Root {
         path.split('/')
             .fold(self.base.clone().join(OWN_FOLDER), |base, part| base.join(part))
     }
+}
+
+fn new_session() -> Arc<Session> {
+    Arc::new(Session::new(
+        INDEX_CACHE_BYTES,
+        METADATA_CACHE_BYTES,
+        Default::default(),
+    ))
 }
 
 fn store_error(error: StoreError) -> Error {

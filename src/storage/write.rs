@@ -26,6 +26,8 @@ use crate::{Error, Result};
 pub struct TableLayout {
     /// Rows a fragment holds at most; `None` for Lance's default (1,048,576).
     pub max_rows_per_fragment: Option<usize>,
+    /// Bytes a data file has about at most; `None` for Lance's default (90 GB).
+    pub max_bytes_per_file: Option<u64>,
 }
 
 fn write_params(root: &Root, mode: WriteMode, properties: Properties) -> WriteParams {
@@ -36,7 +38,7 @@ fn write_params(root: &Root, mode: WriteMode, properties: Properties) -> WritePa
         // Versions that a state refers to must stay until VACUUM takes them.
         auto_cleanup: None,
         skip_auto_cleanup: true,
-        session: Some(Arc::clone(root.session())),
+        session: Some(root.session()),
         store_params: (!root.options().is_empty()).then(|| ObjectStoreParams {
             storage_options_accessor: Some(Arc::new(
                 StorageOptionsAccessor::with_static_options(root.options().clone()),
@@ -68,6 +70,9 @@ pub async fn create_table(
     let mut params = write_params(root, mode, Properties::new());
     if let Some(rows) = layout.max_rows_per_fragment {
         params.max_rows_per_file = rows;
+    }
+    if let Some(bytes) = layout.max_bytes_per_file {
+        params.max_bytes_per_file = usize::try_from(bytes).unwrap_or(usize::MAX);
     }
     let uri = root.table_uri(name);
     let builder = InsertBuilder::new(uri.as_str()).with_params(&params);

@@ -20,7 +20,7 @@ use crate::database::expression::{plan_expression, stored, type_error};
 use crate::database::name::TableName;
 use crate::database::view::View;
 use crate::database::{CATALOG_NAME, SCHEMA_NAME, is_object_name};
-use crate::sql::format::quote_identifier;
+use crate::sql::format::{expression_text, query_text, quote_identifier};
 use crate::sql::options::CreateTableOptions;
 use crate::sql::statement::{ColumnDefinition, CreateTable, CreateView};
 use crate::storage::write::{TableLayout, create_table};
@@ -37,6 +37,7 @@ impl Executor {
         let options = CreateTableOptions::read(&create.options)?;
         let layout = TableLayout {
             max_rows_per_fragment: options.max_rows_per_fragment,
+            max_bytes_per_file: options.max_bytes_per_file,
         };
         let there = self.database.root().has_table(&name).await?;
         if self.database.view(&name).await?.is_some() {
@@ -170,7 +171,7 @@ impl Executor {
 
     /// Checks a DEFAULT: an expression without columns whose type fits.
     pub(super) fn default_text(&self, field: &Field, default: &ast::Expr) -> Result<String> {
-        let text = default.to_string();
+        let text = expression_text(default);
         let purpose = format!("DEFAULT of column '{}'", field.name());
         let planned =
             plan_expression(&self.context.state(), &Schema::empty(), &text, &purpose)?;
@@ -267,13 +268,18 @@ impl Executor {
         if self.database.root().has_table(&name).await? {
             return Err(exists("table", &name));
         }
-        let mut query = create.query.to_string();
-        if !create.columns.is_empty() {
-            let names: Vec<String> = create.columns.iter().map(|c| quote_identifier(c)).collect();
-            query = format!("SELECT * FROM ({query}) AS {}({})", quote_identifier(&name), names.join(", "));
-        }
+        let renamed = |query: String| match create.columns.is_empty() {
+            true => query,
+            false => {
+                let names: Vec<String> =
+                    create.columns.iter().map(|c| quote_identifier(c)).collect();
+                let alias = quote_identifier(&name);
+                format!("SELECT * FROM ({query}) AS {alias}({})", names.join(", "))
+            }
+        };
         let view = View {
-            query,
+            query: renamed(create.query.to_string()),
+            text: renamed(query_text(&create.query)),
             reads: objects_read(&self.context, &create.query)?,
         };
         // Planning it finds unknown names and circles before anything is stored.
@@ -314,7 +320,7 @@ pub(super) fn declaration(column: &ColumnDefinition) -> Option<Declaration> {
     Some(Declaration {
         name: column.name.clone(),
         field: column.field.as_ref().map(|field| field.as_ref().clone()),
-        expression: generated.expression.to_string(),
+        expression: expression_text(&generated.expression),
         struct_field: None,
         is_virtual: generated.is_virtual,
     })

@@ -139,7 +139,7 @@ impl Executor {
     pub(super) async fn show_create(&self, reference: &TableReference) -> Result<DataFrame> {
         let name = self.name_of(reference)?;
         let text = match self.database.view(&name).await? {
-            Some(view) => format!("CREATE VIEW {} AS {}", quote_identifier(&name), view.query),
+            Some(view) => format!("CREATE VIEW {} AS {}", quote_identifier(&name), view.text),
             None => self.create_text(&self.database.table(&name).await?)?,
         };
         Rows::default()

@@ -180,12 +180,10 @@ impl Reader {
                 .with_hint(format!("name the others after {clause}"))
                 .into());
         }
-        let alias = if self.eat("AS") {
-            Some(self.name()?)
-        } else if matches!(self.token(0).token, Token::Word(_))
+        let alias_follows = matches!(self.token(0).token, Token::Word(_))
             && !self.at_any(next)
-            && !self.at_any(&["WHERE", "SET", "ORDER", "LIMIT", "RETURNING"])
-        {
+            && !self.at_any(&["WHERE", "SET", "ORDER", "LIMIT", "RETURNING"]);
+        let alias = if self.eat("AS") || alias_follows {
             Some(self.name()?)
         } else {
             None

@@ -12,7 +12,6 @@ mod alter;
 pub(in crate::sql) mod dialect;
 mod dml;
 pub(in crate::sql) mod failure;
-pub mod names;
 mod objects;
 pub(in crate::sql) mod reader;
 mod refresh;
@@ -31,7 +30,6 @@ use super::statement::{DropKind, Statement};
 use crate::{Error, Result, nearest};
 
 pub use dialect::HeadwaterDialect;
-pub use names::{ParsedTableName, parse_table_name, parse_versioned_name};
 pub use split::{is_complete, split};
 
 /// The first words of statements, for proposals.
@@ -197,14 +195,25 @@ impl Reader {
     /// VERSION AS OF with a tag, which sqlparser can't read, is refused wherever in the
     /// statement it stands.
     fn refuse_tags(&self) -> Read<()> {
-        let mut n = 0;
-        while !self.at_nth_end(n) {
-            if self.at_nth(n, "VERSION AS OF")
-                && matches!(self.token(n + 3).token, Token::SingleQuotedString(_))
-            {
-                return Err(Error::not_available("VERSION AS OF a tag").into());
+        const CLAUSE: [&str; 3] = ["VERSION", "AS", "OF"];
+        let parser = &self.datafusion.parser;
+        let mut seen = 0;
+        for index in parser.index().. {
+            match &parser.token_at(index).token {
+                Token::EOF | Token::SemiColon => break,
+                Token::Whitespace(_) => {}
+                Token::SingleQuotedString(_) if seen == CLAUSE.len() => {
+                    return Err(Error::not_available("VERSION AS OF a tag").into());
+                }
+                Token::Word(word) if word.quote_style.is_none() => {
+                    let is = |known: &str| word.value.eq_ignore_ascii_case(known);
+                    seen = match CLAUSE.get(seen) {
+                        Some(next) if is(next) => seen + 1,
+                        _ => usize::from(is(CLAUSE[0])),
+                    };
+                }
+                _ => seen = 0,
             }
-            n += 1;
         }
         Ok(())
     }

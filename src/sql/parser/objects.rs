@@ -140,7 +140,7 @@ impl Reader {
             Statement::Show(Show::Tables)
         } else if self.at_nth(1, "COLUMNS") {
             self.expect("SHOW COLUMNS")?;
-            let table = self.from_table()?;
+            let table = self.listed_table()?;
             let table = match (table, self.eat("FROM") || self.eat("IN")) {
                 (TableReference::Bare { table }, true) => {
                     TableReference::partial(self.name()?, table)
@@ -159,7 +159,7 @@ impl Reader {
         } else if self.at_nth(1, "VERSIONS") {
             self.expect("SHOW VERSIONS")?;
             Statement::Show(Show::Versions {
-                table: self.from_table()?,
+                table: self.listed_table()?,
             })
         } else if self.at_nth(1, "CREATE") {
             self.expect("SHOW CREATE")?;
@@ -176,7 +176,7 @@ impl Reader {
         Ok(Some(statement))
     }
 
-    fn from_table(&mut self) -> Read<TableReference> {
+    fn listed_table(&mut self) -> Read<TableReference> {
         if !self.eat("FROM") && !self.eat("IN") {
             return self.expected("FROM and a table");
         }

@@ -219,8 +219,14 @@ impl Reader {
         Ok(expression)
     }
 
+    /// A query, which changes nothing.
     pub(super) fn query(&mut self) -> Read<Box<Query>> {
-        Ok(self.parser().parse_query()?)
+        if self.at_any(&["INSERT", "UPDATE", "DELETE", "MERGE"]) {
+            return self.expected("a query");
+        }
+        let query = self.parser().parse_query()?;
+        super::check_query(&query)?;
+        Ok(query)
     }
 
     /// `WITH (name = value, …)`, if it comes next.

@@ -5,7 +5,7 @@
 //!
 //! `FROM t VERSION AS OF 5` becomes `FROM "t VERSION AS OF 5" AS t`, wherever a table can
 //! stand. DataFusion's planner ignores a version that it is given, so none may be left
-//! after [`resolve`]; every other form of a version is an error.
+//! when a statement leaves the parser; every other form of a version is an error.
 //!
 //! # Hidden columns
 //!
@@ -37,7 +37,7 @@ use datafusion::sql::sqlparser::ast::{
     WildcardAdditionalOptions,
 };
 
-use super::names::{ParsedTableName, parse_table_name};
+use crate::database::name::TableName;
 use super::reader::normalise;
 use crate::sql::statement::{AlterAction, Statement};
 use crate::{Error, Result};
@@ -257,7 +257,7 @@ impl Resolver {
             return Ok(());
         };
         let own_name = normalise(last.clone());
-        let given = parse_table_name(&own_name);
+        let given = TableName::parse(&own_name);
         if version.is_some() && given.version.is_some() {
             return Err(Error::invalid(format!("'{own_name}' is a version already")));
         }
@@ -273,7 +273,7 @@ impl Resolver {
                 at: None,
             });
         }
-        last.value = ParsedTableName {
+        last.value = TableName {
             version: version.or(given.version),
             row_ids: row_ids || given.row_ids,
             ..given
@@ -438,7 +438,7 @@ fn reference(factor: &TableFactor) -> Option<ObjectName> {
             let last = name.0.last()?.as_ident()?;
             let own_name = normalise(last.clone());
             return Some(ObjectName::from(vec![Ident {
-                value: parse_table_name(&own_name).name.to_string(),
+                value: TableName::parse(&own_name).name.to_string(),
                 quote_style: last.quote_style.map(|_| '"'),
                 span: last.span,
             }]));

@@ -1,6 +1,6 @@
 //! CREATE TABLE, CREATE VIEW, and the columns that they and ALTER TABLE declare.
 
-use datafusion::sql::sqlparser::ast::Expr;
+use datafusion::sql::sqlparser::ast::{ColumnOption, Expr};
 use datafusion::sql::sqlparser::tokenizer::Token;
 
 use super::failure::Read;
@@ -201,8 +201,8 @@ impl Reader {
             if clauses.not_null.replace(not_null).is_some() {
                 return Err(twice("NULL or NOT NULL").into());
             }
-        } else if self.eat("DEFAULT") {
-            let default = self.expression()?;
+        } else if self.at("DEFAULT") {
+            let default = self.column_default()?;
             if clauses.default.replace(default).is_some() {
                 return Err(twice("DEFAULT").into());
             }
@@ -238,6 +238,15 @@ impl Reader {
             return Ok(false);
         }
         Ok(true)
+    }
+
+    /// `DEFAULT expression`. Read as sqlparser reads a column's, because elsewhere
+    /// `0 NOT NULL` is an expression.
+    fn column_default(&mut self) -> Read<Expr> {
+        match self.parser().parse_optional_column_option()? {
+            Some(ColumnOption::Default(default)) => Ok(default),
+            _ => self.expected("DEFAULT and an expression"),
+        }
     }
 
     /// `GENERATED ALWAYS AS (expression) [STORED | VIRTUAL]`, or `AS (expression) …`.

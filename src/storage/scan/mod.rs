@@ -6,6 +6,7 @@
 //! saves opening it again. A description always yields the same rows, whatever
 //! has been committed since.
 
+mod explain;
 mod filter;
 mod partition;
 mod read;
@@ -29,7 +30,6 @@ use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties,
 };
 use lance::Dataset;
-use lance_table::format::Fragment;
 
 use crate::storage::open::table_name;
 use crate::{Error, ErrorKind, Result};
@@ -128,7 +128,8 @@ pub struct LanceScanExec {
 /// What one partition reads.
 #[derive(Debug)]
 struct ScanPartition {
-    fragments: Vec<Fragment>,
+    /// Where its fragments stand in the manifest.
+    fragments: Vec<usize>,
     /// Rows that are not deleted; `None` if the manifest does not say.
     rows: Option<usize>,
 }
@@ -215,27 +216,21 @@ impl LanceScanExec {
 
 /// Finds the fragments that `description` names in the manifest.
 fn resolve(dataset: &Dataset, description: &ScanDescription) -> Result<Vec<ScanPartition>> {
-    let known: HashMap<u64, &Fragment> = dataset.fragments().iter().map(|f| (f.id, f)).collect();
+    let all = dataset.fragments();
+    let places: HashMap<u64, usize> = all.iter().map(|f| f.id).zip(0..).collect();
+    let place = |id: &u64| {
+        places.get(id).copied().ok_or_else(|| {
+            let (version, table) = (description.version, description.table());
+            let message = format!("version {version} of table '{table}' has no fragment {id}");
+            Error::new(ErrorKind::NotFound, message)
+        })
+    };
     let mut partitions = description
         .fragments
         .iter()
         .map(|group| {
-            let fragments = group
-                .iter()
-                .map(|id| {
-                    known.get(id).map(|f| (*f).clone()).ok_or_else(|| {
-                        Error::new(
-                            ErrorKind::NotFound,
-                            format!(
-                                "version {} of table '{}' has no fragment {id}",
-                                description.version,
-                                description.table()
-                            ),
-                        )
-                    })
-                })
-                .collect::<Result<Vec<_>>>()?;
-            let rows = fragments.iter().map(Fragment::num_rows).sum();
+            let fragments = group.iter().map(place).collect::<Result<Vec<_>>>()?;
+            let rows = fragments.iter().map(|place| all[*place].num_rows()).sum();
             Ok(ScanPartition { fragments, rows })
         })
         .collect::<Result<Vec<_>>>()?;

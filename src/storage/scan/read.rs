@@ -4,7 +4,6 @@
 //! rows, and in bytes unless a single row is larger. What is read ahead of them
 //! is bounded too, so that memory does not grow with the table.
 
-use std::any::Any;
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -22,13 +21,15 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
 use lance::Dataset;
-use lance::dataset::scanner::{MaterializationStyle, Scanner};
+use lance::dataset::scanner::Scanner;
 use lance_core::datatypes::{Field, Schema};
+use lance_table::format::Fragment;
 
+use super::explain::explain;
 use super::schema::{blob_handling, row_field};
 use super::{LanceScanExec, ScanDescription, ScanPartition};
-use crate::storage::open::{query_error, storage_error};
-use crate::{Error, ErrorKind, Result};
+use crate::storage::open::{panicked, storage_error};
+use crate::{Error, Result};
 
 /// Bytes that all partitions of a scan together may have read, but not decoded
 /// yet, from local files, and from an object store, whose latency needs more.
@@ -36,6 +37,11 @@ const LOCAL_READ_AHEAD: u64 = 128 * 1024 * 1024;
 const REMOTE_READ_AHEAD: u64 = 512 * 1024 * 1024;
 /// What a partition has at least: a few pages.
 const MIN_READ_AHEAD: u64 = 16 * 1024 * 1024;
+
+/// How many fragments a partition reads at once. What of them is read ahead is not
+/// all counted above, so on local files, where it gains nothing, there are few.
+const LOCAL_FRAGMENTS_AHEAD: usize = 2;
+const REMOTE_FRAGMENTS_AHEAD: usize = 4;
 
 /// The rows of `partition`, which is one of `scan`'s.
 pub(super) fn read(
@@ -65,18 +71,27 @@ pub(super) fn read(
 }
 
 /// One partition of a scan on its way.
-struct Job {
-    dataset: Arc<Dataset>,
-    description: Arc<ScanDescription>,
-    partitions: Arc<Vec<ScanPartition>>,
-    partition: usize,
+pub(super) struct Job {
+    pub(super) dataset: Arc<Dataset>,
+    pub(super) description: Arc<ScanDescription>,
+    pub(super) partitions: Arc<Vec<ScanPartition>>,
+    pub(super) partition: usize,
     /// How many partitions the session would like to run at once.
-    parallelism: usize,
+    pub(super) parallelism: usize,
 }
 
 impl Job {
     fn this(&self) -> &ScanPartition {
         &self.partitions[self.partition]
+    }
+
+    /// The fragments that this partition reads, each with its place in the manifest.
+    pub(super) fn fragments(&self) -> impl Iterator<Item = (usize, &Fragment)> {
+        let all = self.dataset.fragments();
+        self.this()
+            .fragments
+            .iter()
+            .map(|place| (*place, &all[*place]))
     }
 
     /// How many rows there are, if that is all that is asked for and the manifest
@@ -117,56 +132,46 @@ impl Job {
         self,
         bytes_read: Count,
     ) -> BoxStream<'static, Result<RecordBatch, DataFusionError>> {
-        let job = Arc::new(self);
-        let opened = job.clone();
         let opening = async move {
-            let table = opened.description.table();
-            let mut scanner = opened.scanner().await?;
-            scanner.scan_stats_callback(Arc::new(move |counts| bytes_read.add(counts.bytes_read)));
-            let stream = scanner
-                .try_into_stream()
-                .await
-                .map_err(|error| storage_error(table, error))?;
-            Ok::<_, DataFusionError>(SendableRecordBatchStream::from(stream))
-        };
-        // Lance may panic over a damaged file; that must not take the process down.
-        let batches = AssertUnwindSafe(stream::once(opening).try_flatten())
-            .catch_unwind()
-            .map(|outcome| outcome.unwrap_or_else(|panic| Err(panicked(panic).into())));
-        batches
-            .or_else(move |error| {
+            let scanner = self.scanner(bytes_read).await?;
+            let job = Arc::new(self);
+            let batches = raw(job.description.table(), scanner);
+            Ok::<_, DataFusionError>(batches.or_else(move |error| {
                 let job = job.clone();
-                async move { Err(job.explain(error).await.into()) }
-            })
-            .boxed()
+                async move { Err(explain(&job, error).await.into()) }
+            }))
+        };
+        stream::once(opening).try_flatten().boxed()
     }
 
-    async fn scanner(&self) -> Result<Scanner> {
+    /// Lance's scanner of this partition; what it reads is counted in `bytes_read`.
+    pub(super) async fn scanner(&self, bytes_read: Count) -> Result<Scanner> {
         let description = &self.description;
         let fail = |error| storage_error(description.table(), error);
         let store = self.dataset.object_store(None).await.map_err(fail)?;
         let partitions = self.partitions.len();
-        let read_ahead = if store.is_cloud() {
-            REMOTE_READ_AHEAD
+        let (read_ahead, fragments_ahead) = if store.is_cloud() {
+            (REMOTE_READ_AHEAD, REMOTE_FRAGMENTS_AHEAD)
         } else {
-            LOCAL_READ_AHEAD
-        } / partitions as u64;
+            (LOCAL_READ_AHEAD, LOCAL_FRAGMENTS_AHEAD)
+        };
 
         let mut scanner = self.dataset.scan();
         scanner
-            .with_fragments(self.this().fragments.clone())
+            .with_fragments(self.fragments().map(|(_, f)| f.clone()).collect())
             .project_with_schema(&self.columns()?)
             .map_err(fail)?
             .blob_handling(blob_handling(description.blobs))
             .batch_size(description.batch_rows.min(u32::MAX as usize))
             .batch_size_bytes(description.batch_bytes)
             .scan_in_order(description.in_order)
-            .materialization_style(MaterializationStyle::Heuristic)
             // The partitions are the parallelism; what decodes within one only has to
             // keep the cores busy that have no partition of their own.
             .target_parallelism(1)
             .batch_readahead(self.parallelism.div_ceil(partitions).max(1) + 1)
-            .io_buffer_size(read_ahead.max(MIN_READ_AHEAD));
+            .fragment_readahead(fragments_ahead)
+            .io_buffer_size(MIN_READ_AHEAD.max(read_ahead / partitions as u64))
+            .scan_stats_callback(Arc::new(move |counts| bytes_read.add(counts.bytes_read)));
         if let Some(filter) = &description.filter {
             scanner.filter_expr(filter.clone());
         }
@@ -201,20 +206,23 @@ impl Job {
             metadata: stored.metadata.clone(),
         })
     }
-
-    /// Says of an error which table it is about and, if reading failed, which file.
-    async fn explain(&self, error: DataFusionError) -> Error {
-        query_error(self.description.table(), error)
-    }
 }
 
-fn panicked(panic: Box<dyn Any + Send>) -> Error {
-    let what = panic
-        .downcast_ref::<String>()
-        .map(String::as_str)
-        .or_else(|| panic.downcast_ref::<&str>().copied())
-        .unwrap_or("no message");
-    Error::new(ErrorKind::Storage, format!("Lance gave up: {what}"))
+/// What `scanner` yields, or what it says of its failure.
+pub(super) fn raw(
+    table: &str,
+    scanner: Scanner,
+) -> BoxStream<'static, Result<RecordBatch, DataFusionError>> {
+    let table = table.to_string();
+    let opening = async move {
+        let stream = scanner.try_into_stream().await?;
+        Ok::<_, DataFusionError>(SendableRecordBatchStream::from(stream))
+    };
+    // Lance may panic over a damaged file; that must not take the process down.
+    AssertUnwindSafe(stream::once(opening).try_flatten())
+        .catch_unwind()
+        .map(move |outcome| outcome.unwrap_or_else(|panic| Err(panicked(&table, panic).into())))
+        .boxed()
 }
 
 /// Passes `batches` on in the shape that was promised, and keeps the metrics.

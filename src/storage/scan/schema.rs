@@ -24,7 +24,7 @@ pub fn table_schema(dataset: &Arc<Dataset>, blobs: Blobs) -> Schema {
         .with_blob_handling(blob_handling(blobs))
         .to_bare_schema();
     let schema = Schema::from(&stored);
-    let fields = schema.fields().iter().map(|f| shown(f)).collect::<Fields>();
+    let fields = schema.fields().iter().map(shown).collect::<Fields>();
     Schema::new_with_metadata(fields, schema.metadata)
 }
 

@@ -1,0 +1,63 @@
+//! This binary as a shell in a process of its own, with the functions of the tests.
+
+use std::env;
+use std::ffi::OsStr;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+/// A shell over one database, to be started with statements.
+#[derive(Debug, Clone)]
+pub struct TestShell {
+    database: PathBuf,
+    calls: PathBuf,
+}
+
+/// What a shell left when it ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its exit status, or `None` if a signal ended it.
+    pub code: Option<i32>,
+    /// What it printed as results.
+    pub stdout: String,
+    /// What it printed besides.
+    pub stderr: String,
+}
+
+impl TestShell {
+    /// A shell over `database` whose `count_calls` writes to the file `calls`.
+    pub fn new(database: &Path, calls: &Path) -> Self {
+        Self {
+            database: database.to_path_buf(),
+            calls: calls.to_path_buf(),
+        }
+    }
+
+    /// Starts it with one `-c` for each statement.
+    pub fn start<S: AsRef<OsStr>>(&self, statements: &[S]) -> io::Result<Child> {
+        let mut command = Command::new(env::current_exe()?);
+        command
+            .env("HEADWATER_TEST_SHELL", "1")
+            .env("HEADWATER_CALLS", &self.calls)
+            .env("RUST_BACKTRACE", "0")
+            .arg(&self.database)
+            .args(["--format", "csv", "--quiet"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        for statement in statements {
+            command.arg("-c").arg(statement);
+        }
+        command.spawn()
+    }
+
+    /// Starts it and waits for its end.
+    pub fn run<S: AsRef<OsStr>>(&self, statements: &[S]) -> io::Result<Ended> {
+        let output = self.start(statements)?.wait_with_output()?;
+        Ok(Ended {
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
+    }
+}

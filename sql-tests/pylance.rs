@@ -1,0 +1,168 @@
+//! Release pylance reads and changes our tables between our refreshes.
+//!
+//! The test makes a virtual environment below `target/` and installs pylance from PyPI into it, once.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use datafusion::arrow::array::AsArray;
+use datafusion::arrow::datatypes::{Int64Type, UInt64Type};
+use headwater::session::Headwater;
+use libtest_mimic::{Failed, Trial};
+
+const PYLANCE: &str = "pylance==14.0.2";
+
+pub(crate) fn trials() -> Vec<Trial> {
+    vec![Trial::test("pylance::reads_and_changes_our_tables", || {
+        let runtime = tokio::runtime::Runtime::new()?;
+        runtime
+            .block_on(reads_and_changes_our_tables())
+            .map_err(|error| Failed::from(error.to_string()))
+    })]
+}
+
+type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+/// The interpreter of an environment that has pylance.
+fn python() -> Outcome<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/pylance");
+    let python = folder.join("bin/python");
+    let ready = folder.join(PYLANCE);
+    if ready.exists() {
+        return Ok(python);
+    }
+    run(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
+    run(Command::new(&python).args(["-m", "pip", "install", "--quiet", PYLANCE]))?;
+    fs::write(ready, "")?;
+    Ok(python)
+}
+
+/// Runs a command and gives what it prints.
+fn run(command: &mut Command) -> Outcome<String> {
+    let output = command.output()?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    Err(format!("{command:?} failed: {errors}").into())
+}
+
+struct Scene {
+    python: PathBuf,
+    table: String,
+    headwater: Headwater,
+}
+
+impl Scene {
+    /// Runs a script in which `ds` is the table.
+    fn pylance(&self, script: &str) -> Outcome<String> {
+        let script = format!(
+            "import lance, pyarrow as pa\nds = lance.dataset({:?})\n{script}",
+            self.table
+        );
+        run(Command::new(&self.python).arg("-c").arg(script))
+    }
+
+    async fn sql(&self, text: &str) -> Outcome<()> {
+        let frame = self.headwater.sql(text).await?;
+        frame.collect().await?;
+        Ok(())
+    }
+
+    /// Refreshes `area` and checks how many rows were computed, and that all are right.
+    async fn refresh(&self, after: &str, expected: u64) -> Outcome<()> {
+        let frame = self.headwater.sql("REFRESH COLUMN area ON boxes").await?;
+        let batches = frame.collect().await?;
+        let computed = batches[0]
+            .column_by_name("rows_computed")
+            .ok_or("no rows_computed")?
+            .as_primitive::<UInt64Type>()
+            .value(0);
+        if computed != expected {
+            return Err(format!("after {after}: computed {computed} rows, not {expected}").into());
+        }
+        let wrong = "SELECT count(*) FROM boxes WHERE area IS DISTINCT FROM x * y";
+        let batches = self.headwater.sql(wrong).await?.collect().await?;
+        match batches[0].column(0).as_primitive::<Int64Type>().value(0) {
+            0 => Ok(()),
+            wrong => Err(format!("after {after}: {wrong} rows are wrong").into()),
+        }
+    }
+}
+
+async fn reads_and_changes_our_tables() -> Outcome<()> {
+    let folder = tempfile::tempdir()?;
+    let url = folder.path().join("db").display().to_string();
+    let scene = Scene {
+        python: python()?,
+        table: format!("{url}/boxes.lance"),
+        headwater: Headwater::open(&url).await?,
+    };
+    scene
+        .sql(
+            "CREATE TABLE boxes (id BIGINT, x INT, y INT, note VARCHAR,
+                area INT GENERATED ALWAYS AS (x * y))",
+        )
+        .await?;
+    scene
+        .sql(
+            "INSERT INTO boxes SELECT value, CAST(value AS INT), 2, 'ours'
+                FROM generate_series(1, 100)",
+        )
+        .await?;
+    scene.refresh("the first rows", 100).await?;
+
+    let read = scene.pylance("print(sum(ds.to_table()['area'].to_pylist()))")?;
+    if read.trim() != "10100" {
+        return Err(format!("pylance read {read}, not 10100").into());
+    }
+
+    scene.pylance("ds.update({'x': 'x + 1'}, where='id <= 5')")?;
+    scene.refresh("an update of an input", 5).await?;
+
+    scene.pylance("ds.update({'note': \"'theirs'\"}, where='id > 90')")?;
+    scene.refresh("an update of another column", 0).await?;
+
+    scene.pylance(
+        "new = pa.table({'id': pa.array([101, 102], pa.int64()), 'x': pa.array([3, 4], pa.int32()), \
+         'y': pa.array([5, None], pa.int32()), 'note': ['a', 'b']})\n\
+         lance.write_dataset(new, ds.uri, mode='append')",
+    )?;
+    scene.refresh("an append without the computed column", 2).await?;
+
+    scene.pylance(
+        "t = ds.to_table(filter='id in (10, 11)')\n\
+         t = t.set_column(t.schema.get_field_index('y'), t.schema.field('y'), pa.array([7, 8], pa.int32()))\n\
+         ds.merge_insert('id').when_matched_update_all().when_not_matched_insert_all().execute(t)",
+    )?;
+    scene.refresh("a merge_insert of whole rows", 2).await?;
+
+    scene.pylance(
+        "t = pa.table({'id': pa.array([20, 21, 22], pa.int64()), 'y': pa.array([9, 9, 9], pa.int32())})\n\
+         ds.merge_insert('id').when_matched_update_all().execute(t)",
+    )?;
+    scene.refresh("a merge_insert of one column", 3).await?;
+
+    scene.pylance("ds.delete('id > 100')")?;
+    scene.refresh("a delete", 0).await?;
+
+    scene.pylance("ds.optimize.compact_files()")?;
+    scene.refresh("a compaction", 0).await?;
+
+    scene.sql("UPDATE boxes SET y = 3 WHERE id = 1").await?;
+    scene.pylance("ds.optimize.compact_files()")?;
+    scene
+        .refresh("an update of ours and a compaction of theirs", 1)
+        .await?;
+
+    scene.pylance("ds.add_columns({'more': 'x + 1'})")?;
+    scene.refresh("another column of theirs", 0).await?;
+
+    scene.pylance("ds.validate()")?;
+    let rows = scene.pylance("print(ds.count_rows('area = x * y'))")?;
+    match rows.trim() {
+        "100" => Ok(()),
+        other => Err(format!("pylance finds {other} right rows, not 100").into()),
+    }
+}
