@@ -52,7 +52,7 @@ impl Executor {
             .database
             .views_broken_by(&table.name, Schema::new(left))
             .await?;
-        if !cascade && !(computed.is_empty() && views.is_empty()) {
+        if !cascade && (!computed.is_empty() || !views.is_empty()) {
             let mut dependents: Vec<String> = computed
                 .iter()
                 .map(|name| format!("column '{name}'"))
