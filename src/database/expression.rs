@@ -7,7 +7,9 @@ use datafusion::arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema, Sc
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{Column, DFSchema};
 use datafusion::execution::SessionState;
+use datafusion::logical_expr::simplify::SimplifyContext;
 use datafusion::logical_expr::{Expr, ExprSchemable, Volatility};
+use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::physical_expr::PhysicalExpr;
 
 use crate::{Error, ErrorKind, Result};
@@ -78,6 +80,15 @@ pub fn physical_expression(
             data_type.clone(),
         )),
     };
+    // As in queries. Some functions, coalesce for one, exist only as what they simplify to.
+    let context = SimplifyContext::builder()
+        .with_schema(Arc::new(df_schema.clone()))
+        .with_config_options(Arc::clone(state.config_options()))
+        .with_query_execution_start_time(state.execution_props().query_execution_start_time)
+        .build();
+    let simplifier = ExprSimplifier::new(context);
+    let expression = simplifier.coerce(expression, &df_schema)?;
+    let expression = simplifier.simplify(expression)?;
     let physical = state.create_physical_expr(expression, &df_schema)?;
     Ok(fail_on_overflow(physical)?)
 }
