@@ -23,7 +23,9 @@ use datafusion::arrow::array::{
     ArrayRef, AsArray, Date32Array, Decimal128Array, Int32Array, Int64Array, RecordBatch,
     StringArray,
 };
-use datafusion::arrow::datatypes::{DataType, Int64Type, SchemaRef, UInt64Type};
+use datafusion::arrow::datatypes::{
+    DataType, Field, Int64Type, Schema, SchemaRef, UInt64Type,
+};
 use datafusion::catalog::streaming::StreamingTable;
 use datafusion::common::Result as DataFusionResult;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
@@ -253,16 +255,23 @@ impl Generated {
         T: 'static,
         I: Iterator<Item = T> + Send + 'static,
     {
-        // Of no rows, the columns have the same types.
-        let schema = RecordBatch::try_from_iter_with_nullable(nullable(columns(&[])))
-            .map_or_else(|_| Arc::new(Default::default()), |batch| batch.schema());
+        // The columns of no rows have the types of all.
+        let fields: Vec<Field> = columns(&[])
+            .iter()
+            .map(|(name, array)| Field::new(*name, array.data_type().clone(), true))
+            .collect();
+        let schema = Arc::new(Schema::new(fields));
+        let of_batches = Arc::clone(&schema);
         let batches = move || -> BatchIterator {
             let mut rows = rows();
+            let schema = Arc::clone(&of_batches);
             Box::new(std::iter::from_fn(move || {
                 let batch: Vec<T> = rows.by_ref().take(BATCH_ROWS).collect();
-                let columns = (!batch.is_empty()).then(|| columns(&batch))?;
-                let batch = RecordBatch::try_from_iter_with_nullable(nullable(columns));
-                Some(batch.map_err(Into::into))
+                if batch.is_empty() {
+                    return None;
+                }
+                let arrays = columns(&batch).into_iter().map(|(_, array)| array).collect();
+                Some(RecordBatch::try_new(Arc::clone(&schema), arrays).map_err(Into::into))
             }))
         };
         Self {
@@ -270,10 +279,6 @@ impl Generated {
             batches: Arc::new(batches),
         }
     }
-}
-
-fn nullable(columns: Columns) -> impl Iterator<Item = (&'static str, ArrayRef, bool)> {
-    columns.into_iter().map(|(name, array)| (name, array, true))
 }
 
 impl fmt::Debug for Generated {
