@@ -172,7 +172,9 @@ impl ExecutionPlan for ColumnComputeExec {
         let stream = input.then(move |batch| {
             let computer = Arc::clone(&computer);
             let timer = metrics.elapsed_compute().timer();
-            let done = batch.map_err(Failure::Input).and_then(|batch| computer.compute(&batch));
+            let done = batch
+                .map_err(Failure::Input)
+                .and_then(|batch| computer.compute(&batch));
             drop(timer);
             if let Ok(batch) = &done {
                 metrics.record_output(batch.num_rows());
@@ -224,9 +226,12 @@ impl Computer {
         for (index, column) in self.columns.iter().enumerate() {
             let mask = selected(&column.rows, &addresses);
             let old = || {
-                batch.column_by_name(column.field.name()).cloned().ok_or_else(|| {
-                    Failure::Input(Error::internal("the scan gives no old values").into())
-                })
+                batch
+                    .column_by_name(column.field.name())
+                    .cloned()
+                    .ok_or_else(|| {
+                        Failure::Input(Error::internal("the scan gives no old values").into())
+                    })
             };
             if mask.as_ref().is_some_and(|mask| mask.true_count() == 0) {
                 results.push(old()?);
