@@ -95,16 +95,16 @@ UPDATE products SET price = changes.new_price
 FROM 'examples/data/price_changes.csv' AS changes
 WHERE changes.product_id = products.id;
 
--- What is out of date now? 40 rows have no value yet (pending); where the price is read,
--- 36 more have a value of the old price (stale).
+-- What is out of date now? 40 rows have no value yet (pending). Where the price is read, 36
+-- more have the value of an old price (stale); score follows once discount is refreshed.
 SELECT column_name, kind, rows_pending, rows_stale, watermark_version, table_version
 FROM system.computed_columns WHERE table_name = 'products' ORDER BY column_name;
 
 -- What would a refresh do, and why? Nothing runs here.
 EXPLAIN REFRESH COLUMN price_tier ON products;
 
--- It computes those rows and no others: 76 where the price is read, 40 where it is not
--- (popularity and weight_grams).
+-- It computes those rows and no others: 76 where the price matters, 40 where it does not
+-- (popularity and weight_grams). The other 444 keep their values.
 REFRESH COLUMN score, price_tier, weight_grams ON products CASCADE;
 
 -- The new ones that are worth a look.
@@ -140,6 +140,3 @@ ORDER BY abs(products.price - before.price) DESC, products.id LIMIT 5;
 -- Which column reads which.
 SELECT object, depends_on FROM system.dependencies
 WHERE object LIKE 'products.%' ORDER BY object, depends_on;
-
--- The whole table as one statement.
-SHOW CREATE TABLE products;

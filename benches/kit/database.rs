@@ -42,7 +42,10 @@ impl Database {
 
     /// The folder that cargo builds in.
     pub fn target() -> PathBuf {
-        Path::new(SCRATCH).parent().unwrap_or(Path::new(SCRATCH)).to_path_buf()
+        Path::new(SCRATCH)
+            .parent()
+            .unwrap_or(Path::new(SCRATCH))
+            .to_path_buf()
     }
 
     /// Where the database is.

@@ -34,10 +34,7 @@ pub async fn alternate(
 }
 
 /// The best of several runs, without one that warms up.
-pub async fn best(
-    runs: usize,
-    mut run: impl AsyncFnMut() -> Result<Duration>,
-) -> Result<Duration> {
+pub async fn best(runs: usize, mut run: impl AsyncFnMut() -> Result<Duration>) -> Result<Duration> {
     let mut best = Duration::MAX;
     for _ in 0..runs {
         best = best.min(run().await?);

@@ -1,9 +1,7 @@
 //! A refresh after some rows were appended, against the refresh of all of them.
 
 use super::refresh::{FRAGMENTS, ROWS};
-use crate::kit::{
-    Best, Database, Report, Result, Settings, best, grouped, milliseconds,
-};
+use crate::kit::{Best, Database, Report, Result, Settings, best, grouped, milliseconds};
 
 /// What a refresh may cost whatever it computes.
 const CONSTANT: std::time::Duration = std::time::Duration::from_millis(60);

@@ -76,12 +76,13 @@ impl Floor {
     /// Computes and commits the column once.
     async fn refresh(&mut self) -> Result<Duration> {
         timed(async {
-            let replacements: Vec<DataReplacementGroup> = stream::iter(self.dataset.get_fragments())
-                .map(|fragment| tokio::spawn(write_area(fragment)))
-                .buffer_unordered(self.parallelism)
-                .map(|written| written?)
-                .try_collect()
-                .await?;
+            let replacements: Vec<DataReplacementGroup> =
+                stream::iter(self.dataset.get_fragments())
+                    .map(|fragment| tokio::spawn(write_area(fragment)))
+                    .buffer_unordered(self.parallelism)
+                    .map(|written| written?)
+                    .try_collect()
+                    .await?;
             let version = self.dataset.version().version;
             let operation = Operation::DataReplacement { replacements };
             let transaction = TransactionBuilder::new(version, operation).build();
