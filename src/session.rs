@@ -19,6 +19,7 @@ use datafusion_cli::catalog::DynamicObjectStoreCatalog;
 use datafusion_session::SessionStore;
 
 use crate::column::system_tables;
+use crate::database::blob::blob_functions;
 use crate::database::system::SystemSchema;
 use crate::database::{CATALOG_NAME, Database, DatabaseCatalog, LanceTable, SCHEMA_NAME};
 use crate::sql::execute::Executor;
@@ -174,6 +175,9 @@ impl HeadwaterBuilder {
             SystemSchema::new(Arc::clone(&database), system_tables()),
         ));
         context.register_catalog(CATALOG_NAME, catalog);
+        for function in blob_functions(database.root().blobs()) {
+            context.register_udf(function);
+        }
         for function in self.functions {
             context.register_udf(function);
         }

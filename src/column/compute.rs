@@ -43,6 +43,8 @@ pub struct ColumnValue {
     pub field: FieldRef,
     /// Computes it from a batch of the input.
     pub expression: Arc<dyn PhysicalExpr>,
+    /// Gives the value that the column has, if the scan shows something else.
+    pub old_value: Option<Arc<dyn PhysicalExpr>>,
     /// The text of the expression; columns with the same text share one evaluation.
     pub text: String,
     /// The field of the expression's struct to take.
@@ -226,6 +228,10 @@ impl Computer {
         for (index, column) in self.columns.iter().enumerate() {
             let mask = selected(&column.rows, &addresses);
             let old = || {
+                if let Some(value) = &column.old_value {
+                    let value = value.evaluate(batch).map_err(Failure::Input)?;
+                    return value.into_array(batch.num_rows()).map_err(Failure::Input);
+                }
                 batch
                     .column_by_name(column.field.name())
                     .cloned()

@@ -8,6 +8,7 @@ use datafusion::execution::SessionState;
 
 use crate::database::definition::{ComputedColumn, Definitions, VirtualColumn};
 use crate::database::expression::{plan_expression, type_error, volatile_function};
+use crate::storage::blob::{is_binary, is_blob, is_descriptor};
 use crate::{Error, ErrorKind, Result};
 
 /// A computed column as a statement declares it.
@@ -172,7 +173,28 @@ fn settle(state: &SessionState, schema: &Schema, declaration: &Declaration) -> R
             ))
             .with_hint("declare the column's type"));
         }
+        None if is_descriptor(&result) && !declaration.is_virtual => {
+            return Err(
+                Error::invalid(format!("{purpose}: the expression gives a BLOB"))
+                    .with_hint("declare the column's type: BLOB copies the bytes"),
+            );
+        }
         None => result,
+        Some(field) if is_blob(field) => {
+            if declaration.is_virtual {
+                return Err(
+                    Error::invalid(format!("{purpose}: a virtual column can't be BLOB"))
+                        .with_hint("leave the type out"),
+                );
+            }
+            if !is_descriptor(&result) && !is_binary(&result) {
+                return Err(Error::invalid(format!(
+                    "column '{}' is BLOB, but the expression gives {result}",
+                    declaration.name
+                )));
+            }
+            field.data_type().clone()
+        }
         Some(field) => {
             if *field.data_type() != result && !is_assignable(&result, field.data_type()) {
                 return Err(type_error(&declaration.name, &result, field.data_type()));

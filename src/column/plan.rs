@@ -4,15 +4,19 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use datafusion::arrow::datatypes::SchemaRef;
+use datafusion::common::Column as ColumnName;
 use datafusion::execution::SessionState;
+use datafusion::logical_expr::Expr;
 use datafusion::physical_plan::ExecutionPlan;
 
 use super::assess::{Assessment, Column, REQUESTED_FULL, Rows};
 use super::compute::{ColumnComputeExec, ColumnValue, ROW_ADDRESS};
 use super::write::ColumnWriteExec;
 use crate::database::Table;
+use crate::database::blob::BLOB_READ;
 use crate::database::expression::physical_expression;
 use crate::storage::RowSet;
+use crate::storage::blob::{is_blob, is_descriptor, value_type};
 use crate::storage::fragments::{live_rows, offsets_of};
 use crate::storage::scan::{LanceScanExec, ScanDescription};
 use crate::{Error, Result};
@@ -204,18 +208,29 @@ impl Pass {
             .zip(&self.addresses)
             .map(|(task, rows)| {
                 let column = &task.column;
+                let stored_type = value_type(&column.field);
+                let mut expression = column.expression.clone();
                 let result_type = match &column.definition.struct_field {
-                    None => column.field.data_type().clone(),
-                    Some(_) => expression_type(&schema, &column.expression)?,
+                    None => stored_type.clone(),
+                    Some(_) => expression_type(&schema, &expression)?,
                 };
+                let mut old_value = None;
+                if is_blob(&column.field) {
+                    // It is computed and written as bytes, wherever they come from.
+                    if is_descriptor(&expression_type(&schema, &expression)?) {
+                        expression = blob_bytes(state, expression)?;
+                    }
+                    if self.keeps_values {
+                        let own = Expr::Column(ColumnName::new_unqualified(column.name()));
+                        let own = blob_bytes(state, own)?;
+                        old_value = Some(physical_expression(state, &schema, &own, &stored_type)?);
+                    }
+                }
+                let field = column.field.clone().with_metadata(Default::default());
                 Ok(ColumnValue {
-                    field: Arc::new(column.field.clone().with_metadata(Default::default())),
-                    expression: physical_expression(
-                        state,
-                        &schema,
-                        &column.expression,
-                        &result_type,
-                    )?,
+                    field: Arc::new(field.with_data_type(stored_type)),
+                    expression: physical_expression(state, &schema, &expression, &result_type)?,
+                    old_value,
                     text: column.definition.expression.clone(),
                     struct_field: column.definition.struct_field.clone(),
                     rows: rows.clone(),
@@ -235,6 +250,15 @@ impl Pass {
             self.fragments.clone().into(),
         )))
     }
+}
+
+/// The bytes of the blob that `expression` describes.
+fn blob_bytes(state: &SessionState, expression: Expr) -> Result<Expr> {
+    let function = state
+        .scalar_functions()
+        .get(BLOB_READ)
+        .ok_or_else(|| Error::internal(format!("there is no function {BLOB_READ}")))?;
+    Ok(function.call(vec![expression]))
 }
 
 fn expression_type(

@@ -14,6 +14,7 @@ use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::sql::sqlparser::ast;
 
+use crate::storage::blob::shown_schema;
 use crate::{Error, ErrorKind, Result};
 
 /// An expression over the columns of a table, planned.
@@ -41,6 +42,8 @@ pub fn plan_expression(
 ) -> Result<TableExpression> {
     let context = |error: Error| error.context(purpose);
     check_no_subquery(state, text).map_err(context)?;
+    // Expressions run over what a scan shows.
+    let schema = &shown_schema(schema);
     let df_schema = DFSchema::try_from(schema.clone()).map_err(|e| context(e.into()))?;
     let logical = state
         .create_logical_expr(text, &df_schema)

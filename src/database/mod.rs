@@ -3,6 +3,7 @@
 //! A table is opened at its newest version for every statement, so what others
 //! committed, and tables that others made, are seen by the next one.
 
+pub mod blob;
 mod catalog;
 pub mod definition;
 pub mod expression;

@@ -29,6 +29,7 @@ use super::format::quote_identifier;
 use super::parser::dialect::HeadwaterDialect;
 use super::parser::failure::Read;
 use crate::Result;
+use crate::storage::blob;
 
 pub(super) use reader::read;
 
@@ -72,12 +73,9 @@ impl TypePlanner for TypeNames {
     }
 }
 
-/// Whether `field` is a blob of Lance, as `BLOB` declares it.
+/// Whether `field` is a blob of Lance, as it is stored or as a scan shows it.
 pub fn is_blob(field: &Field) -> bool {
-    let blob = lance::blob_field("", true);
-    blob.metadata()
-        .iter()
-        .all(|(key, value)| field.metadata().get(key) == Some(value))
+    blob::is_blob(field) || blob::is_descriptor(field.data_type())
 }
 
 /// Our name of a field's type, without name and nullability of the field itself.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use datafusion::arrow::array::RecordBatch;
+use datafusion::arrow::datatypes::Schema;
 use datafusion::common::Result as DataFusionResult;
 use futures::{Stream, StreamExt};
 use lance::Dataset;
@@ -10,6 +11,7 @@ use lance::dataset::fragment::FileFragment;
 use lance::dataset::transaction::{DataReplacementGroup, Operation};
 use lance_table::format::{DataFile, Fragment};
 
+use super::blob::written_batch;
 use super::commit::{Properties, commit};
 use super::storage_error;
 use crate::{Error, ErrorKind, Result};
@@ -35,7 +37,12 @@ pub async fn write_column_file(
         .schema()
         .project(columns)
         .map_err(|error| storage_error(table, error))?;
-    let batches = batches.map(|batch| batch.map_err(lance::Error::from));
+    let stored = Schema::from(&schema);
+    let batches = batches.map(move |batch| {
+        batch
+            .and_then(|batch| written_batch(&batch, &stored))
+            .map_err(lance::Error::from)
+    });
     let DataReplacementGroup(_, file) = fragment
         .write_columns(batches, &schema)
         .await

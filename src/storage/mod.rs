@@ -1,5 +1,6 @@
 //! All calls to Lance: scans, column files, commits, versions.
 
+pub mod blob;
 pub mod column_file;
 mod commit;
 pub mod fragments;

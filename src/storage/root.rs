@@ -15,6 +15,7 @@ use lance_io::object_store::{ObjectStoreParams, StorageOptionsAccessor};
 use object_store::path::Path;
 use object_store::{Error as StoreError, ObjectStoreExt};
 
+use super::blob::BlobReader;
 use super::open;
 use crate::{Error, ErrorKind, Result};
 
@@ -32,6 +33,7 @@ pub struct Root {
     store: Arc<ObjectStore>,
     base: Path,
     session: RwLock<Arc<Session>>,
+    blobs: Arc<BlobReader>,
 }
 
 impl std::fmt::Debug for Root {
@@ -70,12 +72,14 @@ impl Root {
                     )
                     .with_source(error)
                 })?;
+        let blobs = BlobReader::new(options.clone(), Arc::clone(&session));
         Ok(Self {
             url,
             options,
             store,
             base,
             session: RwLock::new(session),
+            blobs: Arc::new(blobs),
         })
     }
 
@@ -94,10 +98,17 @@ impl Root {
         Arc::clone(&self.session.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Reads the blobs of tables.
+    pub fn blobs(&self) -> &Arc<BlobReader> {
+        &self.blobs
+    }
+
     /// Forgets what is cached. Some of Lance's caches know a version of a table by its number alone,
     /// and a table that is made anew counts from 1 again.
     fn forget(&self) {
-        *self.session.write().unwrap_or_else(PoisonError::into_inner) = new_session();
+        let session = new_session();
+        self.blobs.forget(Arc::clone(&session));
+        *self.session.write().unwrap_or_else(PoisonError::into_inner) = session;
     }
 
     /// Whether the database is in a local folder.

@@ -13,6 +13,7 @@ use lance::dataset::transaction::{Operation, UpdateMap, UpdateMapEntry};
 use lance::dataset::{BatchUDF, ColumnAlteration, NewColumnTransform};
 pub use lance_core::datatypes::Schema as LanceSchema;
 
+use super::blob::written_array;
 use super::commit::{Properties, commit, commit_error};
 use super::storage_error;
 use crate::{Error, Result};
@@ -226,6 +227,7 @@ pub async fn add_filled_column(
         let empty =
             RecordBatch::try_new_with_options(Arc::new(Schema::empty()), Vec::new(), &options)?;
         let values = value.evaluate(&empty)?.into_array(rows)?;
+        let values = written_array(output.field(0), &values)?;
         Ok(RecordBatch::try_new(Arc::clone(&output), vec![values])?)
     };
     let transform = NewColumnTransform::BatchUDF(BatchUDF {

@@ -26,6 +26,7 @@ use crate::database::{CATALOG_NAME, SCHEMA_NAME, is_object_name};
 use crate::sql::format::{expression_text, query_text, quote_identifier};
 use crate::sql::options::CreateTableOptions;
 use crate::sql::statement::{ColumnDefinition, CreateTable, CreateView};
+use crate::storage::blob::{is_blob, is_descriptor, value_type};
 use crate::storage::write::{TableLayout, create_table};
 use crate::{Error, ErrorKind, Result};
 
@@ -178,7 +179,8 @@ impl Executor {
         let state = self.context.state();
         let empty = Arc::new(Schema::empty());
         let planned = plan_expression(&state, &empty, &text, &purpose)?;
-        if !can_cast_types(&planned.data_type, field.data_type()) {
+        let wanted = value_type(field);
+        if !can_cast_types(&planned.data_type, &wanted) {
             return Err(type_error(
                 field.name(),
                 &planned.data_type,
@@ -186,7 +188,7 @@ impl Executor {
             ));
         }
         // Computed once, to see that it can be.
-        let value = physical_expression(&state, &empty, &planned.logical, field.data_type())
+        let value = physical_expression(&state, &empty, &planned.logical, &wanted)
             .and_then(|value| constant(value.as_ref()))
             .map_err(|error| error.context(&purpose))?;
         if value.is_null(0) && !field.is_nullable() {
@@ -228,6 +230,9 @@ impl Executor {
                 .fields()
                 .iter()
                 .map(|field| {
+                    if is_descriptor(field.data_type()) {
+                        return lance::blob_field(field.name(), true);
+                    }
                     stored(field)
                         .with_nullable(true)
                         .with_metadata(storage_metadata(field))
@@ -264,7 +269,11 @@ impl Executor {
                     .map(col)
                     .ok_or_else(|| Error::internal("the query's columns were counted wrongly"))?,
             };
-            values.push(cast(value, field.data_type().clone()).alias(field.name()));
+            let value = match is_blob(field) {
+                true => self.assigned(value, &plan, field)?,
+                false => cast(value, field.data_type().clone()),
+            };
+            values.push(value.alias(field.name()));
         }
         let plan = LogicalPlanBuilder::from(plan).project(values)?.build()?;
         Ok((declared, plan))

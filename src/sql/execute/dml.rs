@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use datafusion::arrow::array::{Array, AsArray, RecordBatch};
-use datafusion::arrow::datatypes::{Field, Schema, SchemaRef, UInt64Type};
+use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef, UInt64Type};
 use datafusion::common::{DataFusionError, ScalarValue};
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::logical_expr::{
@@ -31,6 +31,7 @@ use crate::database::expression::plan_expression;
 use crate::database::name::TableName;
 use crate::sql::format::quote_identifier;
 use crate::sql::statement::{Delete, Insert, Update};
+use crate::storage::blob::{is_binary, is_blob, is_descriptor, value_type, written_rows};
 use crate::storage::properties::UPDATED_FIELDS;
 use crate::storage::write::{append, delete_all_rows, delete_rows, rewrite_rows};
 use crate::storage::{Properties, RowSet, with_retries};
@@ -201,8 +202,16 @@ impl Executor {
     }
 
     /// `value` as it is assigned to a column.
-    fn assigned(&self, value: Expr, source: &LogicalPlan, field: &Field) -> Result<Expr> {
+    pub(super) fn assigned(
+        &self,
+        value: Expr,
+        source: &LogicalPlan,
+        field: &Field,
+    ) -> Result<Expr> {
         let have = value.get_type(source.schema())?;
+        if is_blob(field) {
+            return assigned_blob(value, &have, field);
+        }
         let want = field.data_type();
         if have == *want {
             return Ok(value);
@@ -375,6 +384,21 @@ impl Executor {
     }
 }
 
+/// `value` as it is assigned to a column of blobs: bytes, or a descriptor of what is copied.
+fn assigned_blob(value: Expr, have: &DataType, field: &Field) -> Result<Expr> {
+    if is_descriptor(have) || *have == DataType::LargeBinary {
+        return Ok(value);
+    }
+    if is_binary(have) {
+        return Ok(cast(value, DataType::LargeBinary));
+    }
+    Err(Error::invalid(format!(
+        "column '{}' is BLOB, but the expression gives {have}",
+        field.name()
+    ))
+    .with_hint("give bytes, such as X'0102', or CAST the text AS BINARY"))
+}
+
 /// The query over the target of an UPDATE or DELETE, at the version that the statement reads.
 fn target_query(
     table: &Table,
@@ -458,9 +482,12 @@ pub(super) async fn checked_stream(
         .zip(schema.fields())
         .map(|(column, field)| {
             let have = col(column.clone()).get_type(plan.schema());
-            match have.is_ok_and(|have| have == *field.data_type()) {
+            let want = value_type(field);
+            // Blobs that are copied are read a few at a time, below.
+            let copied = |have: &DataType| is_blob(field) && is_descriptor(have);
+            match have.is_ok_and(|have| have == want || copied(&have)) {
                 true => col(column),
-                false => cast(col(column), field.data_type().clone()).alias(field.name()),
+                false => cast(col(column), want).alias(field.name()),
             }
         })
         .collect();
@@ -470,6 +497,25 @@ pub(super) async fn checked_stream(
         .await?;
     let table = table.to_string();
     let checked = Arc::clone(schema);
+    let given = rows.schema();
+    let output: SchemaRef = Arc::new(Schema::new_with_metadata(
+        schema
+            .fields()
+            .iter()
+            .zip(given.fields())
+            .map(|(field, given)| match is_blob(field) {
+                true => Arc::new(
+                    field
+                        .as_ref()
+                        .clone()
+                        .with_data_type(given.data_type().clone()),
+                ),
+                false => Arc::clone(field),
+            })
+            .collect::<Vec<_>>(),
+        schema.metadata().clone(),
+    ));
+    let checked_output = Arc::clone(&output);
     let rows = rows.map(move |batch| {
         let batch = batch?;
         for (field, column) in checked.fields().iter().zip(batch.columns()) {
@@ -481,12 +527,11 @@ pub(super) async fn checked_stream(
             }
         }
         Ok(RecordBatch::try_new(
-            Arc::clone(&checked),
+            Arc::clone(&checked_output),
             batch.columns().to_vec(),
         )?)
     });
-    Ok(Box::pin(RecordBatchStreamAdapter::new(
-        Arc::clone(schema),
-        rows,
-    )))
+    let rows: SendableRecordBatchStream = Box::pin(RecordBatchStreamAdapter::new(output, rows));
+    let reader = Arc::clone(executor.database.root().blobs());
+    Ok(written_rows(reader, rows, schema))
 }

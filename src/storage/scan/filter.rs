@@ -21,6 +21,7 @@ use datafusion::logical_expr::{BinaryExpr, Expr, Operator};
 use lance::arrow::ARROW_EXT_NAME_KEY;
 
 use super::row_field;
+use crate::storage::blob::is_descriptor;
 
 /// Marks a field that is stored as a blob of the first kind.
 const BLOB: &str = "lance-encoding:blob";
@@ -128,6 +129,7 @@ fn is_shown_as_stored(field: &Field) -> bool {
     !field.name().contains(['.', '`'])
         && !metadata.contains_key(ARROW_EXT_NAME_KEY)
         && !metadata.contains_key(BLOB)
+        && !is_descriptor(field.data_type())
 }
 
 /// Types whose values Lance and DataFusion compare with the same kernels.

@@ -22,12 +22,14 @@ use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
 use lance::Dataset;
 use lance::dataset::scanner::Scanner;
+use lance_core::ROW_ADDR;
 use lance_core::datatypes::{Field, Schema};
 use lance_table::format::Fragment;
 
 use super::explain::explain;
-use super::schema::{blob_handling, row_field};
-use super::{LanceScanExec, ScanDescription, ScanPartition};
+use super::schema::{blob_handling, row_field, stored_blob};
+use super::{Blobs, LanceScanExec, ScanDescription, ScanPartition};
+use crate::storage::blob::{Describer, described_bytes};
 use crate::storage::open::{panicked, storage_error};
 use crate::{Error, Result};
 
@@ -63,7 +65,7 @@ pub(super) fn read(
         Some(rows) => job.counted(schema.clone(), rows),
         None => job.scanned(bytes_read),
     };
-    let shaper = Shaper::new(schema.clone(), &scan.description);
+    let shaper = Shaper::new(schema.clone(), &scan.dataset, &scan.description);
     Box::pin(RecordBatchStreamAdapter::new(
         schema,
         shape(batches, shaper, metrics),
@@ -186,17 +188,24 @@ impl Job {
     /// would be taken for a path.
     fn columns(&self) -> Result<Schema> {
         let stored = self.dataset.schema();
-        let fields = self
+        let mut names: Vec<&str> = self
             .description
             .columns
             .iter()
+            .map(String::as_str)
+            .collect();
+        if !describers(&self.dataset, &self.description).is_empty() && !names.contains(&ROW_ADDR) {
+            names.push(ROW_ADDR);
+        }
+        let fields = names
+            .into_iter()
             .map(|name| match row_field(name) {
                 Some(field) => Field::try_from(&field)
                     .map_err(|error| storage_error(self.description.table(), error)),
                 None => stored
                     .fields
                     .iter()
-                    .find(|field| &field.name == name)
+                    .find(|field| field.name == name)
                     .cloned()
                     .ok_or_else(|| Error::internal(format!("no column '{name}' to scan"))),
             })
@@ -260,9 +269,27 @@ fn shape(
     })
 }
 
+/// Makes the descriptors of each column of a scan that shows blobs so, by the column's place.
+fn describers(dataset: &Dataset, description: &ScanDescription) -> Vec<(usize, Describer)> {
+    if description.blobs != Blobs::Descriptors {
+        return Vec::new();
+    }
+    let columns = description.columns.iter().enumerate();
+    columns
+        .filter_map(|(place, name)| {
+            let (id, _) = stored_blob(dataset, name)?;
+            Some((place, Describer::new(dataset, id)))
+        })
+        .collect()
+}
+
 /// Gives batches the promised schema and size.
 struct Shaper {
     schema: SchemaRef,
+    describers: Vec<(usize, Describer)>,
+    /// Where the row addresses are in what Lance gives; behind all columns if only
+    /// descriptors need them.
+    addresses: usize,
     rows: usize,
     bytes: usize,
     /// Gathers the small batches that a filter leaves.
@@ -272,13 +299,16 @@ struct Shaper {
 }
 
 impl Shaper {
-    fn new(schema: SchemaRef, description: &ScanDescription) -> Self {
+    fn new(schema: SchemaRef, dataset: &Dataset, description: &ScanDescription) -> Self {
         let rows = description.batch_rows;
         let gather = description.filter.as_ref().map(|_| {
             BatchCoalescer::new(schema.clone(), rows)
                 .with_biggest_coalesce_batch_size(Some(rows / 2))
         });
+        let place = description.columns.iter().position(|name| name == ROW_ADDR);
         Self {
+            describers: describers(dataset, description),
+            addresses: place.unwrap_or(description.columns.len()),
             schema,
             rows,
             bytes: usize::try_from(description.batch_bytes).unwrap_or(usize::MAX),
@@ -290,19 +320,29 @@ impl Shaper {
 
     fn push(&mut self, batch: RecordBatch) -> Result<(), DataFusionError> {
         let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
-        let columns = batch.columns().to_vec();
+        let mut columns = batch.columns().to_vec();
+        if !self.describers.is_empty() {
+            let addresses = columns
+                .get(self.addresses)
+                .cloned()
+                .ok_or_else(|| Error::internal("the scan gives no row addresses"))?;
+            for (place, describer) in &self.describers {
+                columns[*place] = describer.describe(&columns[*place], &addresses)?;
+            }
+            columns.truncate(self.schema.fields().len());
+        }
         let batch = RecordBatch::try_new_with_options(self.schema.clone(), columns, &options)?;
         let Some(gather) = &mut self.gather else {
             self.bound(batch);
             return Ok(());
         };
         let bytes = batch_bytes(&batch);
-        if self.gathered_bytes + bytes > self.bytes {
+        if self.gathered_bytes.saturating_add(bytes) > self.bytes {
             gather.finish_buffered_batch()?;
             self.gathered_bytes = 0;
         }
         gather.push_batch(batch)?;
-        self.gathered_bytes += bytes;
+        self.gathered_bytes = self.gathered_bytes.saturating_add(bytes);
         self.take_gathered();
         Ok(())
     }
@@ -340,14 +380,17 @@ impl Shaper {
     }
 }
 
-/// The bytes of the rows of `batch`, though it may be a slice of larger arrays.
+/// The bytes of the rows of `batch`, though it may be a slice of larger arrays. Blobs that it only
+/// describes count too: a function may read those of a whole batch at once.
 fn batch_bytes(batch: &RecordBatch) -> usize {
-    batch
+    let described = usize::try_from(described_bytes(batch)).unwrap_or(usize::MAX);
+    let columns: usize = batch
         .columns()
         .iter()
         .map(|column| {
             let size: Result<usize, ArrowError> = column.to_data().get_slice_memory_size();
             size.unwrap_or_else(|_| column.get_array_memory_size())
         })
-        .sum()
+        .sum();
+    columns.saturating_add(described)
 }

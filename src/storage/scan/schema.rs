@@ -12,6 +12,7 @@ use lance_core::datatypes::BlobHandling;
 use lance_core::{ROW_ADDR, ROW_ID};
 
 use super::Blobs;
+use crate::storage::blob::{is_blob, shown_field};
 
 const LANCE_JSON: &str = "lance.json";
 const ARROW_JSON: &str = "arrow.json";
@@ -24,8 +25,22 @@ pub fn table_schema(dataset: &Arc<Dataset>, blobs: Blobs) -> Schema {
         .with_blob_handling(blob_handling(blobs))
         .to_bare_schema();
     let schema = Schema::from(&stored);
-    let fields = schema.fields().iter().map(shown).collect::<Fields>();
+    let fields = schema
+        .fields()
+        .iter()
+        .map(|field| match stored_blob(dataset, field.name()) {
+            Some((_, stored)) if blobs == Blobs::Descriptors => Arc::new(shown_field(&stored)),
+            _ => shown(field),
+        })
+        .collect::<Fields>();
     Schema::new_with_metadata(fields, schema.metadata)
+}
+
+/// The id and the stored form of the column `name`, if it holds blobs.
+pub(super) fn stored_blob(dataset: &Dataset, name: &str) -> Option<(i32, Field)> {
+    let stored = dataset.schema().fields.iter().find(|f| f.name == name)?;
+    let field = Field::from(stored);
+    is_blob(&field).then_some((stored.id, field))
 }
 
 /// The field of `_rowid` or `_rowaddr`, which have a value in every row.

@@ -18,6 +18,7 @@ use crate::sql::execute::Executor;
 use crate::sql::execute::create::{check_column_name, declarations, exists};
 use crate::sql::format::expression_text;
 use crate::sql::statement::ColumnDefinition;
+use crate::storage::blob::value_type;
 use crate::storage::schema::{
     LanceSchema, MetadataChanges, add_filled_column, add_null_columns, change_metadata,
 };
@@ -101,7 +102,7 @@ impl Executor {
         let empty = Arc::new(Schema::empty());
         let purpose = format!("DEFAULT of column '{}'", column.name);
         let planned = plan_expression(&state, &empty, default, &purpose)?;
-        let value = physical_expression(&state, &empty, &planned.logical, field.data_type())?;
+        let value = physical_expression(&state, &empty, &planned.logical, &value_type(&field))?;
         add_filled_column(name, &table.dataset, field, value).await?;
         Ok(())
     }

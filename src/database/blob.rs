@@ -1,0 +1,213 @@
+//! `blob_size(blob)` and `blob_read(blob [, offset, length])`.
+
+use std::future::Future;
+use std::hash::{Hash, Hasher};
+use std::io;
+use std::sync::{Arc, LazyLock};
+use std::thread;
+
+use datafusion::arrow::array::{Array, ArrayRef, AsArray, Int64Array, new_null_array};
+use datafusion::arrow::datatypes::{DataType, Int64Type};
+use datafusion::common::{DataFusionError, Result as DataFusionResult, ScalarValue};
+use datafusion::logical_expr::{
+    ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
+};
+use tokio::runtime::{Builder, Handle, Runtime, RuntimeFlavor};
+
+use crate::storage::blob::{BlobReader, Part, descriptor_type, is_descriptor};
+use crate::{Error, Result};
+
+/// The name of the function that gives the bytes of a blob.
+pub const BLOB_READ: &str = "blob_read";
+
+/// The functions over blobs, which read with `reader`.
+pub fn blob_functions(reader: &Arc<BlobReader>) -> Vec<ScalarUDF> {
+    [Function::Size, Function::Read]
+        .into_iter()
+        .map(|function| {
+            ScalarUDF::from(BlobFunction {
+                function,
+                reader: Arc::clone(reader),
+                // The same descriptor has the same bytes for ever, but they are not for the
+                // planner to read.
+                signature: Signature::user_defined(Volatility::Stable),
+            })
+        })
+        .collect()
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Function {
+    Size,
+    Read,
+}
+
+#[derive(Debug)]
+struct BlobFunction {
+    function: Function,
+    reader: Arc<BlobReader>,
+    signature: Signature,
+}
+
+impl PartialEq for BlobFunction {
+    fn eq(&self, other: &Self) -> bool {
+        self.function == other.function && Arc::ptr_eq(&self.reader, &other.reader)
+    }
+}
+
+impl Eq for BlobFunction {}
+
+impl Hash for BlobFunction {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.function.hash(state);
+    }
+}
+
+impl ScalarUDFImpl for BlobFunction {
+    fn name(&self) -> &str {
+        match self.function {
+            Function::Size => "blob_size",
+            Function::Read => BLOB_READ,
+        }
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, _: &[DataType]) -> DataFusionResult<DataType> {
+        Ok(match self.function {
+            Function::Size => DataType::Int64,
+            Function::Read => DataType::LargeBinary,
+        })
+    }
+
+    fn coerce_types(&self, types: &[DataType]) -> DataFusionResult<Vec<DataType>> {
+        let name = self.name();
+        let (usage, fits) = match self.function {
+            Function::Size => ("blob_size(blob)", types.len() == 1),
+            Function::Read => (
+                "blob_read(blob) or blob_read(blob, offset, length)",
+                types.len() == 1 || types.len() == 3,
+            ),
+        };
+        let refuse = |message: String| {
+            let error = Error::invalid(message).with_hint(format!("it is called as {usage}"));
+            Err(DataFusionError::from(error))
+        };
+        let (Some((blob, range)), true) = (types.split_first(), fits) else {
+            return refuse(format!(
+                "{name} is not called with {} arguments",
+                types.len()
+            ));
+        };
+        if !is_descriptor(blob) && *blob != DataType::Null {
+            return refuse(format!("{name} takes a column of type BLOB, not {blob}"));
+        }
+        if let Some(other) = range.iter().find(|t| !t.is_integer() && !t.is_null()) {
+            return refuse(format!(
+                "offset and length of {name} are integers, not {other}"
+            ));
+        }
+        let mut coerced = vec![descriptor_type()];
+        coerced.extend(range.iter().map(|_| DataType::Int64));
+        Ok(coerced)
+    }
+
+    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> DataFusionResult<ColumnarValue> {
+        let all_scalars = args
+            .args
+            .iter()
+            .all(|arg| matches!(arg, ColumnarValue::Scalar(_)));
+        let rows = if all_scalars { 1 } else { args.number_rows };
+        let arrays = args
+            .args
+            .iter()
+            .map(|arg| arg.to_array(rows))
+            .collect::<DataFusionResult<Vec<_>>>()?;
+        let Some(blobs) = arrays.first().and_then(|array| array.as_struct_opt()) else {
+            return Err(Error::internal(format!("{} was given no blob", self.name())).into());
+        };
+        let result: ArrayRef = if blobs.null_count() == rows {
+            new_null_array(args.return_field.data_type(), rows)
+        } else {
+            match self.function {
+                Function::Size => {
+                    let sizes = wait(self.reader.sizes(blobs))??;
+                    let sizes = sizes
+                        .into_iter()
+                        .map(|size| size.map(|size| i64::try_from(size).unwrap_or(i64::MAX)));
+                    Arc::new(sizes.collect::<Int64Array>())
+                }
+                Function::Read => {
+                    let parts = parts(&arrays[1..], rows)?;
+                    Arc::new(wait(self.reader.read(blobs, &parts))??)
+                }
+            }
+        };
+        Ok(match all_scalars {
+            true => ColumnarValue::Scalar(ScalarValue::try_from_array(&result, 0)?),
+            false => ColumnarValue::Array(result),
+        })
+    }
+}
+
+/// The part of each row's blob that is asked for; `None` where offset or length is NULL.
+fn parts(range: &[ArrayRef], rows: usize) -> Result<Vec<Option<Part>>> {
+    let [offsets, lengths] = range else {
+        return Ok(vec![Some(Part::default()); rows]);
+    };
+    let (offsets, lengths) = (
+        offsets.as_primitive::<Int64Type>(),
+        lengths.as_primitive::<Int64Type>(),
+    );
+    let counted = |what: &str, value: i64| {
+        u64::try_from(value).map_err(|_| {
+            Error::invalid(format!(
+                "the {what} of blob_read can't be negative: {value}"
+            ))
+            .with_hint("the offset counts bytes from 0")
+        })
+    };
+    (0..rows)
+        .map(|row| {
+            if offsets.is_null(row) || lengths.is_null(row) {
+                return Ok(None);
+            }
+            Ok(Some(Part {
+                offset: counted("offset", offsets.value(row))?,
+                length: Some(counted("length", lengths.value(row))?),
+            }))
+        })
+        .collect()
+}
+
+/// Waits for `future` in a function that can't be async: DataFusion's async functions stand only in
+/// projections and filters, not in aggregates or in the expressions of columns.
+///
+/// On a runtime of many threads, the other tasks of this thread move to another one meanwhile. A
+/// runtime of one thread has nobody else to move them to, nor to drive the reading, so that
+/// is done by a runtime of our own.
+fn wait<F>(future: F) -> Result<F::Output>
+where
+    F: Future + Send,
+    F::Output: Send,
+{
+    static READING: LazyLock<io::Result<Runtime>> = LazyLock::new(|| {
+        Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("headwater-blobs")
+            .enable_all()
+            .build()
+    });
+    if let Ok(handle) = Handle::try_current()
+        && handle.runtime_flavor() == RuntimeFlavor::MultiThread
+    {
+        return Ok(tokio::task::block_in_place(|| handle.block_on(future)));
+    }
+    let runtime = READING
+        .as_ref()
+        .map_err(|error| Error::internal(format!("no threads to read blobs with: {error}")))?;
+    thread::scope(|scope| scope.spawn(|| runtime.block_on(future)).join())
+        .map_err(|_| Error::internal("reading blobs gave up"))
+}
