@@ -7,6 +7,7 @@ use std::sync::{Arc, LazyLock};
 use std::thread;
 
 use datafusion::arrow::array::{Array, ArrayRef, AsArray, Int64Array, new_null_array};
+use datafusion::arrow::compute::{CastOptions, cast_with_options};
 use datafusion::arrow::datatypes::{DataType, Int64Type};
 use datafusion::common::{DataFusionError, Result as DataFusionResult, ScalarValue};
 use datafusion::logical_expr::{
@@ -14,7 +15,7 @@ use datafusion::logical_expr::{
 };
 use tokio::runtime::{Builder, Handle, Runtime, RuntimeFlavor};
 
-use crate::storage::blob::{BlobReader, Part, descriptor_type, is_descriptor};
+use crate::storage::blob::{BlobReader, Part, is_descriptor};
 use crate::{Error, Result};
 
 /// The name of the function that gives the bytes of a blob.
@@ -28,9 +29,8 @@ pub fn blob_functions(reader: &Arc<BlobReader>) -> Vec<ScalarUDF> {
             ScalarUDF::from(BlobFunction {
                 function,
                 reader: Arc::clone(reader),
-                // The same descriptor has the same bytes for ever, but they are not for the
-                // planner to read.
-                signature: Signature::user_defined(Volatility::Stable),
+                // The same descriptor has the same bytes for ever.
+                signature: Signature::variadic_any(Volatility::Immutable),
             })
         })
         .collect()
@@ -75,14 +75,7 @@ impl ScalarUDFImpl for BlobFunction {
         &self.signature
     }
 
-    fn return_type(&self, _: &[DataType]) -> DataFusionResult<DataType> {
-        Ok(match self.function {
-            Function::Size => DataType::Int64,
-            Function::Read => DataType::LargeBinary,
-        })
-    }
-
-    fn coerce_types(&self, types: &[DataType]) -> DataFusionResult<Vec<DataType>> {
+    fn return_type(&self, types: &[DataType]) -> DataFusionResult<DataType> {
         let name = self.name();
         let (usage, fits) = match self.function {
             Function::Size => ("blob_size(blob)", types.len() == 1),
@@ -109,9 +102,10 @@ impl ScalarUDFImpl for BlobFunction {
                 "offset and length of {name} are integers, not {other}"
             ));
         }
-        let mut coerced = vec![descriptor_type()];
-        coerced.extend(range.iter().map(|_| DataType::Int64));
-        Ok(coerced)
+        Ok(match self.function {
+            Function::Size => DataType::Int64,
+            Function::Read => DataType::LargeBinary,
+        })
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> DataFusionResult<ColumnarValue> {
@@ -125,13 +119,11 @@ impl ScalarUDFImpl for BlobFunction {
             .iter()
             .map(|arg| arg.to_array(rows))
             .collect::<DataFusionResult<Vec<_>>>()?;
-        let Some(blobs) = arrays.first().and_then(|array| array.as_struct_opt()) else {
-            return Err(Error::internal(format!("{} was given no blob", self.name())).into());
-        };
-        let result: ArrayRef = if blobs.null_count() == rows {
-            new_null_array(args.return_field.data_type(), rows)
-        } else {
-            match self.function {
+        let blobs = arrays.first().and_then(|array| array.as_struct_opt());
+        let result: ArrayRef = match blobs.filter(|blobs| blobs.null_count() < rows) {
+            // Only NULLs, or the word itself.
+            None => new_null_array(args.return_field.data_type(), rows),
+            Some(blobs) => match self.function {
                 Function::Size => {
                     let sizes = wait(self.reader.sizes(blobs))??;
                     let sizes = sizes
@@ -143,7 +135,7 @@ impl ScalarUDFImpl for BlobFunction {
                     let parts = parts(&arrays[1..], rows)?;
                     Arc::new(wait(self.reader.read(blobs, &parts))??)
                 }
-            }
+            },
         };
         Ok(match all_scalars {
             true => ColumnarValue::Scalar(ScalarValue::try_from_array(&result, 0)?),
@@ -153,10 +145,16 @@ impl ScalarUDFImpl for BlobFunction {
 }
 
 /// The part of each row's blob that is asked for; `None` where offset or length is NULL.
-fn parts(range: &[ArrayRef], rows: usize) -> Result<Vec<Option<Part>>> {
+fn parts(range: &[ArrayRef], rows: usize) -> DataFusionResult<Vec<Option<Part>>> {
     let [offsets, lengths] = range else {
         return Ok(vec![Some(Part::default()); rows]);
     };
+    let strict = CastOptions {
+        safe: false,
+        ..Default::default()
+    };
+    let offsets = cast_with_options(offsets, &DataType::Int64, &strict)?;
+    let lengths = cast_with_options(lengths, &DataType::Int64, &strict)?;
     let (offsets, lengths) = (
         offsets.as_primitive::<Int64Type>(),
         lengths.as_primitive::<Int64Type>(),

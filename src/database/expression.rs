@@ -14,7 +14,7 @@ use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::sql::sqlparser::ast;
 
-use crate::storage::blob::shown_schema;
+use crate::storage::blob::{is_descriptor, shown_schema};
 use crate::{Error, ErrorKind, Result};
 
 /// An expression over the columns of a table, planned.
@@ -222,6 +222,8 @@ fn unknown_column(error: Error, schema: &Schema) -> Error {
 /// The type in which values of `data_type` are stored: strings and binaries without views.
 pub fn stored_type(data_type: &DataType) -> DataType {
     match data_type {
+        // What a blob is seen as is never stored.
+        descriptor if is_descriptor(descriptor) => descriptor.clone(),
         DataType::Utf8View => DataType::Utf8,
         DataType::BinaryView => DataType::Binary,
         DataType::List(item) => DataType::List(stored_field(item)),

@@ -34,6 +34,9 @@ use super::open::{storage_error, table_name};
 use super::scan::DEFAULT_BATCH_BYTES;
 use crate::{Error, ErrorKind, Result};
 
+#[cfg(test)]
+mod tests;
+
 /// Value of the extension name of a blob.
 const BLOB_V2: &str = "lance.blob.v2";
 /// Marks a blob of the first kind, which tables in older file formats have.
@@ -65,6 +68,19 @@ pub fn is_descriptor(data_type: &DataType) -> bool {
 pub fn is_blob(field: &Field) -> bool {
     is_blob_v2(field)
         || (field.metadata().contains_key(BLOB_V1) && *field.data_type() == DataType::LargeBinary)
+}
+
+/// Whether `field` is stored as a blob, or something that is nested in it.
+pub fn holds_blob(field: &Field) -> bool {
+    is_blob(field)
+        || match field.data_type() {
+            DataType::Struct(fields) => fields.iter().any(|field| holds_blob(field)),
+            DataType::List(item)
+            | DataType::LargeList(item)
+            | DataType::FixedSizeList(item, _)
+            | DataType::Map(item, _) => holds_blob(item),
+            _ => false,
+        }
 }
 
 fn is_blob_v2(field: &Field) -> bool {

@@ -11,6 +11,7 @@ use datafusion::physical_expr::PhysicalExpr;
 use lance::Dataset;
 use lance::dataset::transaction::{Operation, UpdateMap, UpdateMapEntry};
 use lance::dataset::{BatchUDF, ColumnAlteration, NewColumnTransform};
+use lance_core::ROW_ADDR;
 pub use lance_core::datatypes::Schema as LanceSchema;
 
 use super::blob::written_array;
@@ -236,16 +237,9 @@ pub async fn add_filled_column(
         result_checkpoint: None,
     });
     let mut dataset = dataset.clone();
-    // Only the number of rows matters: the narrowest column tells it.
-    let narrowest = dataset
-        .schema()
-        .fields
-        .iter()
-        .find(|field| field.children.is_empty() && field.data_type().is_primitive())
-        .or(dataset.schema().fields.first())
-        .map(|field| vec![field.name.clone()]);
+    // Only the number of rows matters: addresses tell it without reading a column.
     dataset
-        .add_columns(transform, narrowest, None)
+        .add_columns(transform, Some(vec![ROW_ADDR.to_string()]), None)
         .await
         .map_err(|error| commit_error(table, error))?;
     Ok(dataset)

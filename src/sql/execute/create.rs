@@ -26,7 +26,7 @@ use crate::database::{CATALOG_NAME, SCHEMA_NAME, is_object_name};
 use crate::sql::format::{expression_text, query_text, quote_identifier};
 use crate::sql::options::CreateTableOptions;
 use crate::sql::statement::{ColumnDefinition, CreateTable, CreateView};
-use crate::storage::blob::{is_blob, is_descriptor, value_type};
+use crate::storage::blob::{holds_blob, is_blob, is_descriptor, value_type};
 use crate::storage::write::{TableLayout, create_table};
 use crate::{Error, ErrorKind, Result};
 
@@ -160,6 +160,12 @@ impl Executor {
             .field
             .as_ref()
             .ok_or_else(|| Error::invalid(format!("column '{}' needs a type", column.name)))?;
+        if !is_blob(field) && holds_blob(field) {
+            return Err(Error::not_available(format!(
+                "a BLOB within another type (column '{}')",
+                column.name
+            )));
+        }
         let mut metadata = field.metadata().clone();
         if let Some(default) = &column.default {
             let field = field.as_ref().clone().with_nullable(column.nullable);
