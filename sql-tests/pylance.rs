@@ -107,7 +107,7 @@ async fn reads_and_changes_our_tables() -> Outcome<()> {
         .await?;
     scene
         .sql(
-            "INSERT INTO boxes SELECT value, CAST(value AS INT), 2, 'ours'
+            "INSERT INTO boxes SELECT value AS id, CAST(value AS INT) AS x, 2 AS y, 'ours' AS note
                 FROM generate_series(1, 100)",
         )
         .await?;
@@ -129,7 +129,9 @@ async fn reads_and_changes_our_tables() -> Outcome<()> {
          'y': pa.array([5, None], pa.int32()), 'note': ['a', 'b']})\n\
          lance.write_dataset(new, ds.uri, mode='append')",
     )?;
-    scene.refresh("an append without the computed column", 2).await?;
+    scene
+        .refresh("an append without the computed column", 2)
+        .await?;
 
     scene.pylance(
         "t = ds.to_table(filter='id in (10, 11)')\n\

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use datafusion::catalog::{
-    CatalogProvider, DynamicFileCatalog, TableProvider, UrlTableFactory,
+    CatalogProvider, CatalogProviderList, DynamicFileCatalog, MemoryCatalogProvider,
+    MemoryCatalogProviderList, MemorySchemaProvider, SchemaProvider, TableProvider,
+    UrlTableFactory,
 };
 use datafusion::common::Result as DataFusionResult;
 use datafusion::datasource::dynamic_file::DynamicListTableFactory;
@@ -163,34 +165,16 @@ impl HeadwaterBuilder {
             .with_create_default_catalog_and_schema(false);
         // Text is stored as it is named, whatever the engine uses in memory.
         config.options_mut().sql_parser.map_string_types_to_utf8view = false;
-        let files = Arc::new(FileTables {
-            listing: DynamicListTableFactory::new(SessionStore::new()),
-            options: database.root().options().clone(),
-        });
         let state = SessionStateBuilder::new_from_existing(given.state())
             .with_config(config)
             .with_type_planner(Arc::new(TypeNames))
             .build();
-        let catalogs = Arc::clone(state.catalog_list());
         let context = SessionContext::new_with_state(state);
         let catalog: Arc<dyn CatalogProvider> = Arc::new(DatabaseCatalog::new(
             Arc::clone(&database),
             SystemSchema::new(Arc::clone(&database), system_tables()),
         ));
         context.register_catalog(CATALOG_NAME, catalog);
-        // Files by path or URL are tables too, and object stores are registered when one is named.
-        context.register_catalog_list(Arc::new(DynamicFileCatalog::new(
-            catalogs,
-            Arc::clone(&files) as Arc<dyn UrlTableFactory>,
-        )));
-        files
-            .listing
-            .session_store()
-            .with_state(context.state_weak_ref());
-        context.register_catalog_list(Arc::new(DynamicObjectStoreCatalog::new(
-            Arc::clone(context.state().catalog_list()),
-            context.state_weak_ref(),
-        )));
         for function in blob_functions(database.root().blobs()) {
             context.register_udf(function);
         }
@@ -198,13 +182,40 @@ impl HeadwaterBuilder {
             context.register_udf(function);
         }
         let state = context.state_weak_ref();
-        database.attach(Box::new(move || {
-            state.upgrade().map(|state| state.read().clone())
-        }));
+        database.attach(
+            Box::new(move || state.upgrade().map(|state| state.read().clone())),
+            file_schema(&context, database.root().options().clone())?,
+        );
         Ok(Headwater {
             executor: Executor::new(context, database),
         })
     }
+}
+
+/// A schema in which paths and URLs of files are tables. It stands behind the database's own, and
+/// registers object stores when a URL names one.
+fn file_schema(
+    context: &SessionContext,
+    options: HashMap<String, String>,
+) -> Result<Arc<dyn SchemaProvider>> {
+    let files = Arc::new(FileTables {
+        listing: DynamicListTableFactory::new(SessionStore::new()),
+        options,
+    });
+    files
+        .listing
+        .session_store()
+        .with_state(context.state_weak_ref());
+    let empty = MemoryCatalogProvider::new();
+    empty.register_schema(SCHEMA_NAME, Arc::new(MemorySchemaProvider::new()))?;
+    let catalogs = MemoryCatalogProviderList::new();
+    catalogs.register_catalog(CATALOG_NAME.to_string(), Arc::new(empty));
+    let catalogs = DynamicFileCatalog::new(Arc::new(catalogs), files);
+    let catalogs = DynamicObjectStoreCatalog::new(Arc::new(catalogs), context.state_weak_ref());
+    catalogs
+        .catalog(CATALOG_NAME)
+        .and_then(|catalog| catalog.schema(SCHEMA_NAME))
+        .ok_or_else(|| Error::internal("the schema of files is missing"))
 }
 
 /// Tables that a statement names by path: files that DataFusion reads, and Lance tables.

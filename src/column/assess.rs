@@ -57,6 +57,12 @@ impl Column {
                 table.name
             )));
         }
+        if let Some(why) = table.definitions.unusable.get(name) {
+            return Err(Error::new(
+                ErrorKind::NotAvailable,
+                format!("table '{}': {why}", table.name),
+            ));
+        }
         let Some(definition) = table.definitions.stored.get(name) else {
             return Err(Error::invalid(format!(
                 "column '{name}' of table '{}' is not a computed column",
@@ -89,8 +95,10 @@ impl Column {
             .iter()
             .map(|input| {
                 FieldIdentity::of(&table.dataset, input).ok_or_else(|| {
-                    Error::not_found("column", input, table.column_names())
-                        .context(format!("computed column '{name}' of table '{}'", table.name))
+                    Error::not_found("column", input, table.column_names()).context(format!(
+                        "computed column '{name}' of table '{}'",
+                        table.name
+                    ))
                 })
             })
             .collect::<Result<_>>()?;
@@ -209,9 +217,7 @@ impl Assessment {
     pub fn todo(&self) -> Rows {
         match &self.pending {
             Rows::All => Rows::All,
-            Rows::Some(pending) => {
-                Rows::Some(pending.clone().union(&self.stale))
-            }
+            Rows::Some(pending) => Rows::Some(pending.clone().union(&self.stale)),
         }
     }
 

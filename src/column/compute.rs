@@ -174,7 +174,9 @@ impl ExecutionPlan for ColumnComputeExec {
         let stream = input.then(move |batch| {
             let computer = Arc::clone(&computer);
             let timer = metrics.elapsed_compute().timer();
-            let done = batch.map_err(Failure::Input).and_then(|batch| computer.compute(&batch));
+            let done = batch
+                .map_err(Failure::Input)
+                .and_then(|batch| computer.compute(&batch));
             drop(timer);
             if let Ok(batch) = &done {
                 metrics.record_output(batch.num_rows());
@@ -230,9 +232,12 @@ impl Computer {
                     let value = value.evaluate(batch).map_err(Failure::Input)?;
                     return value.into_array(batch.num_rows()).map_err(Failure::Input);
                 }
-                batch.column_by_name(column.field.name()).cloned().ok_or_else(|| {
-                    Failure::Input(Error::internal("the scan gives no old values").into())
-                })
+                batch
+                    .column_by_name(column.field.name())
+                    .cloned()
+                    .ok_or_else(|| {
+                        Failure::Input(Error::internal("the scan gives no old values").into())
+                    })
             };
             if mask.as_ref().is_some_and(|mask| mask.true_count() == 0) {
                 results.push(old()?);

@@ -7,7 +7,7 @@ use datafusion::arrow::datatypes::{DataType, Field, Schema};
 use datafusion::execution::SessionState;
 
 use crate::database::definition::{ComputedColumn, Definitions, VirtualColumn};
-use crate::database::expression::{is_volatile, plan_expression, type_error};
+use crate::database::expression::{plan_expression, type_error, volatile_function};
 use crate::storage::blob::{is_binary, is_blob, is_descriptor};
 use crate::{Error, ErrorKind, Result};
 
@@ -120,7 +120,9 @@ fn cycle_error(column: &str, path: &[String]) -> Error {
         "computed column '{column}' would read itself: {column} → {}",
         path.join(" → ")
     ))
-    .with_hint("a computed column can read plain columns and other computed ones, but not in a circle")
+    .with_hint(
+        "a computed column can read plain columns and other computed ones, but not in a circle",
+    )
 }
 
 /// Untyped columns that read only one another never get a type.
@@ -149,17 +151,20 @@ struct Settled {
 fn settle(state: &SessionState, schema: &Schema, declaration: &Declaration) -> Result<Settled> {
     let purpose = format!("computed column '{}'", declaration.name);
     let planned = plan_expression(state, schema, &declaration.expression, &purpose)?;
-    if !declaration.is_virtual && is_volatile(&planned.logical) {
+    if let (false, Some(function)) = (declaration.is_virtual, volatile_function(&planned.logical)) {
         return Err(Error::new(
             ErrorKind::InvalidInput,
-            format!("{purpose}: the expression gives another result each time it is computed"),
+            format!("{purpose}: {function}() does not always give the same result"),
         )
-        .with_hint("declare the column VIRTUAL, or leave the volatile function out"));
+        .with_hint(
+            "declare the column VIRTUAL, or leave out what depends on the time or on chance",
+        ));
     }
     let result = match &declaration.struct_field {
         None => planned.data_type,
-        Some(name) => field_type(&planned.data_type, name)
-            .map_err(|error| error.context(&purpose))?,
+        Some(name) => {
+            field_type(&planned.data_type, name).map_err(|error| error.context(&purpose))?
+        }
     };
     let data_type = match &declaration.field {
         None if result == DataType::Null => {
@@ -169,14 +174,18 @@ fn settle(state: &SessionState, schema: &Schema, declaration: &Declaration) -> R
             .with_hint("declare the column's type"));
         }
         None if is_descriptor(&result) && !declaration.is_virtual => {
-            return Err(Error::invalid(format!("{purpose}: the expression gives a BLOB"))
-                .with_hint("declare the column's type: BLOB copies the bytes"));
+            return Err(
+                Error::invalid(format!("{purpose}: the expression gives a BLOB"))
+                    .with_hint("declare the column's type: BLOB copies the bytes"),
+            );
         }
         None => result,
         Some(field) if is_blob(field) => {
             if declaration.is_virtual {
-                return Err(Error::invalid(format!("{purpose}: a virtual column can't be BLOB"))
-                    .with_hint("leave the type out"));
+                return Err(
+                    Error::invalid(format!("{purpose}: a virtual column can't be BLOB"))
+                        .with_hint("leave the type out"),
+                );
             }
             if !is_descriptor(&result) && !is_binary(&result) {
                 return Err(Error::invalid(format!(
@@ -219,12 +228,8 @@ fn field_type(data_type: &DataType, name: &str) -> Result<DataType> {
 /// Whether a result of type `from` is stored in a column of type `to` without being asked:
 /// between numbers, between strings, and between points in time; not from text to numbers.
 pub(crate) fn is_assignable(from: &DataType, to: &DataType) -> bool {
-    let is_text = |t: &DataType| {
-        matches!(
-            t,
-            DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View
-        )
-    };
+    let is_text =
+        |t: &DataType| matches!(t, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View);
     let is_binary = |t: &DataType| {
         matches!(
             t,
@@ -250,9 +255,7 @@ pub(crate) fn is_assignable(from: &DataType, to: &DataType) -> bool {
                         | (DataType::Date32, DataType::Date64)
                 )
         }
-        (from, to) if from.is_nested() && to.is_nested() => {
-            same_shape(from, to)
-        }
+        (from, to) if from.is_nested() && to.is_nested() => same_shape(from, to),
         (DataType::Dictionary(_, value), to) => is_assignable(value, to),
         (from, DataType::Dictionary(_, value)) => is_assignable(from, value),
         _ => from == to,

@@ -71,17 +71,18 @@ pub struct Pass {
 }
 
 impl Pass {
-    /// Plans a pass over `columns`.
+    /// Plans a pass over `columns`, of which each has its assessment and what is wanted of it.
     pub async fn plan(
         table: Table,
         columns: Vec<Column>,
         assessments: Vec<Assessment>,
-        wanted: &Wanted,
+        wanted: Vec<Wanted>,
     ) -> Result<Self> {
         let mut tasks: Vec<ColumnTask> = columns
             .into_iter()
             .zip(assessments)
-            .map(|(column, assessment)| task(column, assessment, wanted))
+            .zip(&wanted)
+            .map(|((column, assessment), wanted)| task(column, assessment, wanted))
             .collect();
         share_struct_calls(&mut tasks);
         let name = table.name.clone();
@@ -332,7 +333,9 @@ fn type_width(data_type: &datafusion::arrow::datatypes::DataType) -> u64 {
         DataType::FixedSizeBinary(size) => u64::try_from(*size).unwrap_or(0),
         DataType::Struct(fields) => fields.iter().map(|f| type_width(f.data_type())).sum(),
         DataType::Boolean => 1,
-        other => other.primitive_width().map_or(VARIABLE, |width| width as u64),
+        other => other
+            .primitive_width()
+            .map_or(VARIABLE, |width| width as u64),
     }
 }
 
@@ -347,10 +350,9 @@ pub fn passes(table: &Table, columns: &[String]) -> Result<Vec<Vec<String>>> {
     while !left.is_empty() {
         let (ready, waiting): (Vec<String>, Vec<String>) =
             left.iter().cloned().partition(|column| {
-                !left.iter().any(|other| {
-                    other != column
-                        && table.definitions.path(column, other).is_some()
-                })
+                !left
+                    .iter()
+                    .any(|other| other != column && table.definitions.path(column, other).is_some())
             });
         if ready.is_empty() {
             return Err(Error::invalid(format!(

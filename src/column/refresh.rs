@@ -13,6 +13,7 @@ use super::assess::{Assessment, Column, Rows, assess};
 use super::plan::{Pass, Wanted, passes};
 use super::state::{ColumnState, Pending};
 use super::write::written_fragments;
+use crate::database::definition::ComputedColumn;
 use crate::database::name::TableName;
 use crate::database::{Database, Table};
 use crate::delta::VersionStamp;
@@ -111,6 +112,27 @@ pub async fn refresh(
     Ok(ran)
 }
 
+/// Divides columns so that in each fragment those of one group are all stored already, or none is:
+/// Lance replaces the file of several columns only where that is so.
+fn by_coverage(table: &Table, columns: Vec<String>) -> Vec<Vec<String>> {
+    let schema = table.dataset.schema();
+    let mut groups: Vec<(Vec<bool>, Vec<String>)> = Vec::new();
+    for column in columns {
+        let id = schema.field(&column).map_or(-1, |field| field.id);
+        let covered: Vec<bool> = table
+            .dataset
+            .fragments()
+            .iter()
+            .map(|fragment| fragment.files.iter().any(|file| file.fields.contains(&id)))
+            .collect();
+        match groups.iter_mut().find(|(other, _)| *other == covered) {
+            Some((_, group)) => group.push(column),
+            None => groups.push((covered, vec![column])),
+        }
+    }
+    groups.into_iter().map(|(_, group)| group).collect()
+}
+
 /// The passes of a refresh: columns by name, in the order of their dependencies.
 ///
 /// # Errors
@@ -124,17 +146,20 @@ pub async fn order(
 ) -> Result<Vec<Vec<String>>> {
     table.check_row_tracking("REFRESH COLUMN")?;
     let mut columns: Vec<String> = Vec::new();
-    for name in &request.columns {
-        let column = Column::load(state, table, name)?;
-        let mut together = vec![name.clone()];
-        if column.definition.struct_field.is_some() {
-            together.extend(same_call(table, &column));
-        }
-        for name in together {
+    let add = |columns: &mut Vec<String>, name: &String| {
+        let together = table.definitions.stored.get(name);
+        let together = together
+            .map(|column| same_call(table, column))
+            .unwrap_or_default();
+        for name in std::iter::once(name.clone()).chain(together) {
             if !columns.contains(&name) {
                 columns.push(name);
             }
         }
+    };
+    for name in &request.columns {
+        Column::load(state, table, name)?;
+        add(&mut columns, name);
     }
     // Computed columns that these read, directly or through others.
     let mut inputs: BTreeSet<String> = BTreeSet::new();
@@ -148,30 +173,32 @@ pub async fn order(
     }
     let inputs: Vec<String> = inputs
         .into_iter()
-        .filter(|input| {
-            table.definitions.stored.contains_key(input) && !columns.contains(input)
-        })
+        .filter(|input| table.definitions.stored.contains_key(input) && !columns.contains(input))
         .collect();
     if request.cascade {
-        for input in inputs {
-            if !columns.contains(&input) {
-                columns.push(input);
-            }
+        for input in &inputs {
+            add(&mut columns, input);
         }
     } else {
         check_fresh(database, state, table, &inputs, request).await?;
     }
-    passes(table, &columns)
+    let ordered = passes(table, &columns)?;
+    let divided = ordered
+        .into_iter()
+        .flat_map(|columns| by_coverage(table, columns));
+    Ok(divided.collect())
 }
 
-/// The other columns that take a field of the same struct call.
-fn same_call(table: &Table, column: &Column) -> Vec<String> {
+/// The columns that take a field of the same struct call; none if it is not of one.
+fn same_call(table: &Table, column: &ComputedColumn) -> Vec<String> {
     table
         .definitions
         .stored
         .values()
         .filter(|other| {
-            other.struct_field.is_some() && other.expression == column.definition.expression
+            column.struct_field.is_some()
+                && other.struct_field.is_some()
+                && other.expression == column.expression
         })
         .map(|other| other.name.clone())
         .collect()
@@ -228,10 +255,7 @@ pub async fn plan_pass(
         .map(|name| Column::load(state, &table, name))
         .collect::<Result<Vec<_>>>()?;
     let assessments = assess(database, &table, &columns).await?;
-    let asked = |column: &Column| request.columns.iter().any(|name| name == column.name());
     let wanted = match (request.scope, &request.filter) {
-        // Inputs that CASCADE adds are refreshed incrementally, whatever was asked for.
-        _ if !columns.iter().any(asked) && request.cascade => Wanted::Changed,
         (Scope::Full, _) => Wanted::Full,
         (_, None) => Wanted::Changed,
         (scope, Some(filter)) => {
@@ -242,7 +266,24 @@ pub async fn plan_pass(
             }
         }
     };
-    Pass::plan(table, columns, assessments, &wanted).await
+    let wanted = columns
+        .iter()
+        .map(|column| match is_asked_for(&table, request, column) {
+            true => wanted.clone(),
+            // Inputs that CASCADE adds are refreshed incrementally, whatever was asked for.
+            false => Wanted::Changed,
+        })
+        .collect();
+    Pass::plan(table, columns, assessments, wanted).await
+}
+
+/// Whether a refresh names a column, or one that is computed together with it.
+fn is_asked_for(table: &Table, request: &Refresh, column: &Column) -> bool {
+    let together = same_call(table, &column.definition);
+    request
+        .columns
+        .iter()
+        .any(|name| name == column.name() || together.contains(name))
 }
 
 /// Ids of the rows of `table`, at its version, for which `filter` is true.
@@ -264,11 +305,17 @@ async fn matching_rows(state: &SessionState, table: &Table, filter: &str) -> Res
     let plan = state.create_logical_plan(&query).await?;
     let plan = state.create_physical_plan(&plan).await?;
     let mut rows = RowSet::default();
-    let mut batches =
-        datafusion::physical_plan::execute_stream(plan, state.task_ctx())?;
+    let mut batches = datafusion::physical_plan::execute_stream(plan, state.task_ctx())?;
     while let Some(batch) = batches.next().await {
         let batch = batch?;
-        rows.extend(batch.column(0).as_primitive::<UInt64Type>().values().iter().copied());
+        rows.extend(
+            batch
+                .column(0)
+                .as_primitive::<UInt64Type>()
+                .values()
+                .iter()
+                .copied(),
+        );
     }
     Ok(rows)
 }
@@ -364,8 +411,7 @@ async fn commit_pass(
             .map(|(fragment, file)| (*fragment, file.clone()))
             .collect();
         let (properties, landed) = states(database, pass, &latest, &files).await?;
-        let committed =
-            commit_column_files(&pass.table.name, &latest, &files, properties).await?;
+        let committed = commit_column_files(&pass.table.name, &latest, &files, properties).await?;
         Ok((committed.version().version, landed))
     })
     .await
@@ -374,7 +420,6 @@ async fn commit_pass(
 /// Fails if a column was dropped or got another definition since the pass was planned: its values
 /// must not be mixed.
 fn check_definitions(pass: &Pass, latest: &Dataset) -> Result<()> {
-    use crate::database::definition::ComputedColumn;
     use datafusion::arrow::datatypes::Schema;
 
     let schema = Schema::from(latest.schema());
@@ -385,8 +430,8 @@ fn check_definitions(pass: &Pass, latest: &Dataset) -> Result<()> {
             Err(_) => None,
         };
         let same_field = latest.schema().field(name).map(|f| f.id) == Some(task.column.field_id);
-        let same = same_field
-            && now.is_some_and(|now| now.digest() == task.column.definition.digest());
+        let same =
+            same_field && now.is_some_and(|now| now.digest() == task.column.definition.digest());
         if !same {
             return Err(Error::new(
                 ErrorKind::InvalidInput,
@@ -425,7 +470,6 @@ async fn states(
     };
     let watermark = VersionStamp::of(&pass.table.dataset).await?;
     let mut properties = Properties::new();
-    let mut computed_ids = RowSet::default();
     let mut landed = Landed {
         computed: Vec::new(),
         pending: Vec::new(),
@@ -443,7 +487,11 @@ async fn states(
         let pending = needed.difference(&computed);
         landed.computed.push(computed.len());
         landed.pending.push(pending.len());
-        computed_ids.union_with(&computed);
+        let encoded = computed.encode();
+        // Without it the next reader of this column compares values instead: slower, not wrong.
+        if encoded.len() <= INLINE_BYTES {
+            properties.insert(format!("{COMPUTED_ROWS}{}", task.column.field_id), encoded);
+        }
         let state = ColumnState {
             definition: task.column.definition.digest(),
             watermark: watermark.clone(),
@@ -452,11 +500,6 @@ async fn states(
         };
         let (key, value) = state.property(task.column.field_id)?;
         properties.insert(key, value);
-    }
-    let computed = computed_ids.encode();
-    // Without it the next reader of this column compares values instead: slower, not wrong.
-    if computed.len() <= INLINE_BYTES {
-        properties.insert(COMPUTED_ROWS.to_string(), computed);
     }
     Ok((properties, landed))
 }

@@ -47,11 +47,13 @@ impl SystemTable for ComputedColumns {
         let state = database.session_state()?;
         let mut rows = Vec::new();
         for name in database.root().table_names().await? {
-            let table = database.table(&name).await?;
-            if table.definitions == Default::default() {
+            // One table that can't be read must not hide the others; reading it says why.
+            let Ok(table) = database.table(&name).await else {
                 continue;
-            }
-            let provider = database.table_provider(&table, false)?;
+            };
+            let Ok(provider) = database.table_provider(&table, false) else {
+                continue;
+            };
             let schema = provider.schema();
             let data_type = |column: &str| {
                 schema
@@ -70,7 +72,11 @@ impl SystemTable for ComputedColumns {
                     ..Default::default()
                 };
                 if table.dataset.manifest().uses_stable_row_ids() {
-                    let assessment = assess_column(database, &state, &table, column).await?;
+                    let assessment = assess_column(database, &state, &table, column).await;
+                    let Ok(assessment) = assessment else {
+                        rows.push(row);
+                        continue;
+                    };
                     row.watermark = assessment.watermark;
                     row.pending = Some(match &assessment.pending {
                         Rows::All => live,
@@ -129,7 +135,9 @@ impl SystemTable for Dependencies {
         };
         let tables = database.root().table_names().await?;
         for name in &tables {
-            let table = database.table(name).await?;
+            let Ok(table) = database.table(name).await else {
+                continue;
+            };
             let kind = |column: &str| match table.definitions.is_computed(column) {
                 true => "computed column",
                 false => "column",
@@ -146,7 +154,11 @@ impl SystemTable for Dependencies {
                 continue;
             };
             for read in view.reads {
-                let kind = if tables.contains(&read) { "table" } else { "view" };
+                let kind = if tables.contains(&read) {
+                    "table"
+                } else {
+                    "view"
+                };
                 add(name.clone(), "view", read, kind);
             }
         }

@@ -29,9 +29,8 @@ pub fn blob_functions(reader: &Arc<BlobReader>) -> Vec<ScalarUDF> {
             ScalarUDF::from(BlobFunction {
                 function,
                 reader: Arc::clone(reader),
-                // The same descriptor has the same bytes for ever, but they are not for the
-                // planner to read.
-                signature: Signature::variadic_any(Volatility::Stable),
+                // The same descriptor has the same bytes for ever.
+                signature: Signature::variadic_any(Volatility::Immutable),
             })
         })
         .collect()

@@ -70,6 +70,14 @@ impl SchemaProvider for DatabaseSchema {
         Ok(self.database.provider(name).await?)
     }
 
+    async fn table_type(&self, name: &str) -> DataFusionResult<Option<TableType>> {
+        // Without planning it: a view that others broke is listed all the same.
+        match self.database.session_table(name) {
+            Some(table) => Ok(Some(table.table_type())),
+            None => Ok(self.database.object_type(name).await?),
+        }
+    }
+
     fn register_table(
         &self,
         name: String,
@@ -142,6 +150,9 @@ impl Database {
     /// What a statement reads when it names `name` (see [`TableName`]); `None` if nothing is there.
     async fn provider(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
         let wanted = TableName::parse(name);
+        if let Some(changed) = self.changed_table(wanted.name) {
+            return Ok(Some(changed));
+        }
         if let Some(table) = self.session_table(wanted.name) {
             return match wanted.version {
                 None => Ok(Some(table)),
@@ -149,7 +160,7 @@ impl Database {
             };
         }
         if !is_object_name(wanted.name) {
-            return Ok(None);
+            return self.file(wanted.name).await;
         }
         match self.table_at(wanted.name, wanted.version).await {
             Ok(table) => return Ok(Some(self.table_provider(&table, wanted.row_ids)?)),
@@ -157,9 +168,7 @@ impl Database {
             Err(error) if error.kind() == ErrorKind::NotFound && wanted.version.is_some() => {
                 return Err(error);
             }
-            Err(error)
-                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidInput) =>
-            {
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidInput) => {
                 match self.view(wanted.name).await? {
                     Some(_) if wanted.version.is_some() => {
                         return Err(no_versions(wanted.name, "a view"));
@@ -171,7 +180,15 @@ impl Database {
             }
             Err(error) => return Err(error),
         }
-        Ok(None)
+        self.file(wanted.name).await
+    }
+
+    /// A file, or a folder of files, by its path or URL.
+    async fn file(&self, path: &str) -> Result<Option<Arc<dyn TableProvider>>> {
+        match self.files.get() {
+            Some(files) => Ok(files.table(path).await?),
+            None => Ok(None),
+        }
     }
 
     /// A table as DataFusion reads it: stored columns, virtual ones computed, and the row ids if
@@ -185,6 +202,10 @@ impl Database {
         if table.definitions.virtuals.is_empty() {
             return Ok(stored);
         }
+        table
+            .definitions
+            .check_no_clash(&table.stored_schema())
+            .map_err(|error| error.context(format!("table '{}'", table.name)))?;
         let state = self.session_state()?;
         let mut plan =
             LogicalPlanBuilder::scan(table.name.as_str(), provider_as_source(stored), None)?;
@@ -281,7 +302,11 @@ pub fn is_object_name(name: &str) -> bool {
     !name.is_empty()
         && name.len() <= 200
         && !name.starts_with(['.', '_'])
-        && !name
-            .chars()
-            .any(|c| c.is_control() || matches!(c, '/' | '\\' | ':' | '*' | '?' | '"' | '<' | '>' | '|' | '%' | '#'))
+        && !name.chars().any(|c| {
+            c.is_control()
+                || matches!(
+                    c,
+                    '/' | '\\' | ':' | '*' | '?' | '"' | '<' | '>' | '|' | '%' | '#'
+                )
+        })
 }

@@ -61,7 +61,10 @@ impl ComputedColumn {
         hasher.update(self.expression.as_bytes());
         hasher.update([0]);
         hasher.update(self.struct_field.as_deref().unwrap_or_default().as_bytes());
-        hasher.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+        hasher.finalize()[..8]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
     }
 
     /// The metadata to put on the column's field.
@@ -71,7 +74,11 @@ impl ComputedColumn {
             input_names: self.input_names.clone(),
         };
         let expression = match &self.struct_field {
-            Some(field) => format!("get_field({}, '{}')", self.expression, field.replace('\'', "''")),
+            Some(field) => format!(
+                "get_field({}, '{}')",
+                self.expression,
+                field.replace('\'', "''")
+            ),
             None => self.expression.clone(),
         };
         Ok(HashMap::from([
@@ -108,7 +115,9 @@ impl ComputedColumn {
             let kind = metadata.get(KIND).map_or("unknown", String::as_str);
             return Err(Error::new(
                 ErrorKind::NotAvailable,
-                format!("column '{name}' is computed by something of the kind '{kind}', which this version can't run"),
+                format!(
+                    "column '{name}' is computed by something of the kind '{kind}', which this version can't run"
+                ),
             ));
         }
         let expression = metadata
@@ -132,9 +141,7 @@ impl ComputedColumn {
         let expression = match &stored.struct_field {
             Some(field) => expression
                 .strip_prefix("get_field(")
-                .and_then(|rest| {
-                    rest.strip_suffix(&format!(", '{}')", field.replace('\'', "''")))
-                })
+                .and_then(|rest| rest.strip_suffix(&format!(", '{}')", field.replace('\'', "''"))))
                 .ok_or_else(|| unreadable(name, "expression and struct field differ"))?
                 .to_string(),
             None => expression.clone(),
@@ -169,37 +176,61 @@ pub struct Definitions {
     pub stored: BTreeMap<String, ComputedColumn>,
     /// Those that are computed when read, in the order of their declaration.
     pub virtuals: Vec<VirtualColumn>,
+    /// Columns that are marked as computed, but whose definitions this version can't use, and why.
+    /// They can be read, not refreshed and not written.
+    pub unusable: BTreeMap<String, String>,
 }
 
 impl Definitions {
     /// Reads the definitions out of a table's schema.
-    pub fn read(schema: &Schema) -> Result<Self> {
-        let mut stored = BTreeMap::new();
+    pub fn read(schema: &Schema) -> Self {
+        let mut definitions = Self::default();
         for field in schema.fields() {
-            if let Some(column) = ComputedColumn::of_field(field)? {
-                stored.insert(column.name.clone(), column);
+            match ComputedColumn::of_field(field) {
+                Ok(Some(column)) => {
+                    definitions.stored.insert(column.name.clone(), column);
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    let why = error.message().to_string();
+                    definitions.unusable.insert(field.name().clone(), why);
+                }
             }
         }
-        let virtuals: Vec<VirtualColumn> = match schema.metadata().get(VIRTUAL_COLUMNS) {
-            Some(text) => serde_json::from_str(text).map_err(|error| {
-                Error::new(
-                    ErrorKind::Storage,
-                    format!("the virtual columns in the schema's metadata can't be read: {error}"),
-                )
-            })?,
-            None => Vec::new(),
-        };
-        if let Some(clash) = virtuals
-            .iter()
-            .find(|column| schema.field_with_name(&column.name).is_ok())
+        match schema
+            .metadata()
+            .get(VIRTUAL_COLUMNS)
+            .map(|text| serde_json::from_str(text))
         {
-            return Err(Error::invalid(format!(
-                "column '{0}' is declared VIRTUAL, but others have added a stored column '{0}'",
-                clash.name
-            ))
-            .with_hint(format!("rename or drop one of the two: DROP COLUMN \"{}\" drops the virtual one", clash.name)));
+            Some(Ok(virtuals)) => definitions.virtuals = virtuals,
+            Some(Err(error)) => {
+                let why = format!("the definitions of virtual columns can't be read: {error}");
+                definitions
+                    .unusable
+                    .insert(VIRTUAL_COLUMNS.to_string(), why);
+            }
+            None => {}
         }
-        Ok(Self { stored, virtuals })
+        definitions
+    }
+
+    /// Fails if others have added a stored column with the name of a virtual one.
+    pub fn check_no_clash(&self, schema: &Schema) -> Result<()> {
+        match self.clash(schema) {
+            Some(name) => Err(Error::invalid(format!(
+                "column '{name}' is declared VIRTUAL, but others have added a stored column '{name}'"
+            ))
+            .with_hint("DROP COLUMN drops the virtual one")),
+            None => Ok(()),
+        }
+    }
+
+    /// A virtual column whose name a stored one has, too.
+    pub fn clash(&self, schema: &Schema) -> Option<&str> {
+        self.virtuals
+            .iter()
+            .map(|column| column.name.as_str())
+            .find(|name| schema.field_with_name(name).is_ok())
     }
 
     /// Whether a field carries the definition of a computed column.
@@ -209,7 +240,9 @@ impl Definitions {
 
     /// Whether `column` is computed, stored or virtual.
     pub fn is_computed(&self, column: &str) -> bool {
-        self.stored.contains_key(column) || self.virtual_column(column).is_some()
+        self.stored.contains_key(column)
+            || self.virtual_column(column).is_some()
+            || self.unusable.contains_key(column)
     }
 
     /// The virtual column of that name.

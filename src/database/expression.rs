@@ -1,14 +1,18 @@
 //! Expressions over the columns of one table: planned, typed and checked.
 
 use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use datafusion::arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema, SchemaRef};
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{Column, DFSchema};
 use datafusion::execution::SessionState;
+use datafusion::logical_expr::simplify::SimplifyContext;
 use datafusion::logical_expr::{Expr, ExprSchemable, Volatility};
+use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::physical_expr::PhysicalExpr;
+use datafusion::sql::sqlparser::ast;
 
 use crate::storage::blob::{is_descriptor, shown_schema};
 use crate::{Error, ErrorKind, Result};
@@ -37,6 +41,7 @@ pub fn plan_expression(
     purpose: &str,
 ) -> Result<TableExpression> {
     let context = |error: Error| error.context(purpose);
+    check_no_subquery(state, text).map_err(context)?;
     // Expressions run over what a scan shows.
     let schema = &shown_schema(schema);
     let df_schema = DFSchema::try_from(schema.clone()).map_err(|e| context(e.into()))?;
@@ -51,8 +56,8 @@ pub fn plan_expression(
         .map(|column| column.name.clone())
         .collect();
     let logical = unqualified(logical).map_err(context)?;
-    let physical = state
-        .create_physical_expr(logical.clone(), &df_schema)
+    let physical = simplified(state, logical.clone(), &df_schema)
+        .and_then(|simple| state.create_physical_expr(simple, &df_schema))
         .map_err(|error| context(error.into()))?;
     let data_type = physical
         .data_type(schema)
@@ -81,8 +86,26 @@ pub fn physical_expression(
             data_type.clone(),
         )),
     };
+    let expression = simplified(state, expression, &df_schema)?;
     let physical = state.create_physical_expr(expression, &df_schema)?;
     Ok(fail_on_overflow(physical)?)
+}
+
+/// An expression as the optimizer would leave it: some functions (`coalesce`) exist only to be
+/// replaced there.
+fn simplified(
+    state: &SessionState,
+    expression: Expr,
+    schema: &DFSchema,
+) -> datafusion::common::Result<Expr> {
+    let context = SimplifyContext::builder()
+        .with_schema(Arc::new(schema.clone()))
+        .with_config_options(Arc::clone(state.config_options()))
+        .with_query_execution_start_time(state.execution_props().query_execution_start_time)
+        .build();
+    let simplifier = ExprSimplifier::new(context);
+    let expression = simplifier.coerce(expression, schema)?;
+    simplifier.simplify(expression)
 }
 
 /// Makes integer arithmetic fail where it would wrap around.
@@ -106,20 +129,44 @@ fn fail_on_overflow(
         .map(|transformed| transformed.data)
 }
 
-/// Whether a function in `expression` may give another result for the same arguments.
-pub fn is_volatile(expression: &Expr) -> bool {
-    let mut volatile = false;
+/// The first function in `expression` that may give another result for the same arguments: each time,
+/// as `random()`, or in another statement, as `now()`.
+pub fn volatile_function(expression: &Expr) -> Option<String> {
+    let mut found = None;
     // The closure never fails.
     let _ = expression.apply(|node| {
         if let Expr::ScalarFunction(call) = node
-            && call.func.signature().volatility == Volatility::Volatile
+            && call.func.signature().volatility != Volatility::Immutable
         {
-            volatile = true;
+            found = Some(call.func.name().to_string());
             return Ok(TreeNodeRecursion::Stop);
         }
         Ok(TreeNodeRecursion::Continue)
     });
-    volatile
+    found
+}
+
+/// A subquery would be planned against the catalog before it could be refused.
+fn check_no_subquery(state: &SessionState, text: &str) -> Result<()> {
+    let dialect = state.config().options().sql_parser.dialect;
+    let parsed = state.sql_to_expr(text, &dialect)?;
+    let found = ast::visit_expressions(&parsed, |node| match node {
+        ast::Expr::Subquery(_) | ast::Expr::Exists { .. } | ast::Expr::InSubquery { .. } => {
+            ControlFlow::Break(())
+        }
+        _ => ControlFlow::Continue(()),
+    });
+    match found {
+        ControlFlow::Break(()) => Err(not_row_by_row("a subquery")),
+        ControlFlow::Continue(()) => Ok(()),
+    }
+}
+
+fn not_row_by_row(what: &str) -> Error {
+    Error::invalid(format!(
+        "{what} can't stand in an expression that is computed row by row"
+    ))
+    .with_hint("only columns of the row, literals, operators and scalar functions can")
 }
 
 fn check_row_expression(expression: &Expr) -> Result<()> {
@@ -128,9 +175,6 @@ fn check_row_expression(expression: &Expr) -> Result<()> {
         refused = match node {
             Expr::AggregateFunction(call) => Some(format!("the aggregate {}()", call.func.name())),
             Expr::WindowFunction(call) => Some(format!("the window function {}", call.fun.name())),
-            Expr::Exists(_) | Expr::InSubquery(_) | Expr::ScalarSubquery(_) => {
-                Some("a subquery".to_string())
-            }
             Expr::Placeholder(_) => Some("a parameter".to_string()),
             _ => None,
         };
@@ -140,10 +184,7 @@ fn check_row_expression(expression: &Expr) -> Result<()> {
         })
     });
     match refused {
-        Some(what) => Err(Error::invalid(format!(
-            "{what} can't stand in an expression that is computed row by row"
-        ))
-        .with_hint("only columns of the row, literals, operators and scalar functions can")),
+        Some(what) => Err(not_row_by_row(&what)),
         None => Ok(()),
     }
 }

@@ -17,7 +17,7 @@ use std::fmt;
 use std::sync::{Arc, OnceLock, RwLock};
 
 use datafusion::arrow::datatypes::{Schema, SchemaRef};
-use datafusion::catalog::TableProvider;
+use datafusion::catalog::{SchemaProvider, TableProvider};
 use datafusion::execution::SessionState;
 use lance::Dataset;
 
@@ -39,11 +39,15 @@ pub struct Database {
     /// Names as of the last listing, for callers that can't wait.
     known_names: RwLock<Vec<String>>,
     state: OnceLock<StateSource>,
+    /// Where names are looked up that are not of the database: files by path.
+    files: OnceLock<Arc<dyn SchemaProvider>>,
 }
 
 impl fmt::Debug for Database {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Database").field("root", &self.root).finish_non_exhaustive()
+        f.debug_struct("Database")
+            .field("root", &self.root)
+            .finish_non_exhaustive()
     }
 }
 
@@ -66,13 +70,15 @@ impl Database {
             session_tables: RwLock::default(),
             known_names: RwLock::default(),
             state: OnceLock::new(),
+            files: OnceLock::new(),
         }
     }
 
-    /// Gives the database the session that plans its views and virtual columns. Only the
-    /// first call counts.
-    pub fn attach(&self, state: StateSource) {
+    /// Gives the database the session that plans its views and virtual columns, and the schema in which
+    /// other names are looked up. Only the first call counts.
+    pub fn attach(&self, state: StateSource, files: Arc<dyn SchemaProvider>) {
         let _ = self.state.set(state);
+        let _ = self.files.set(files);
     }
 
     /// Where the database is.
@@ -118,8 +124,7 @@ impl Database {
             Err(error) => return Err(error),
         };
         let schema = Schema::from(dataset.schema());
-        let definitions =
-            Definitions::read(&schema).map_err(|error| error.context(format!("table '{name}'")))?;
+        let definitions = Definitions::read(&schema);
         Ok(Table {
             name: name.to_string(),
             dataset: Arc::new(dataset),
@@ -178,10 +183,8 @@ impl Table {
         if self.column_names().contains(&column) {
             return Ok(());
         }
-        Err(
-            Error::not_found("column", column, self.column_names())
-                .context(format!("table '{}'", self.name)),
-        )
+        Err(Error::not_found("column", column, self.column_names())
+            .context(format!("table '{}'", self.name)))
     }
 
     /// Fails unless rows of the table can be tracked from version to version.

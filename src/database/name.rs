@@ -106,10 +106,7 @@ mod tests {
             versioned("t VERSION AS OF 18446744073709551615"),
             Some(("t", u64::MAX))
         );
-        assert_eq!(
-            versioned("t VERSION AS OF 18446744073709551616"),
-            None
-        );
+        assert_eq!(versioned("t VERSION AS OF 18446744073709551616"), None);
         assert_eq!(versioned("t WITH ROW IDS"), None);
     }
 }

@@ -154,7 +154,9 @@ impl SystemTable for Versions {
     async fn rows(&self, database: &Arc<Database>) -> Result<RecordBatch> {
         let mut all = Vec::new();
         for name in database.root().table_names().await? {
-            let table = database.table(&name).await?;
+            let Ok(table) = database.table(&name).await else {
+                continue;
+            };
             for version in versions(&name, &table.dataset).await? {
                 all.push((name.clone(), version));
             }

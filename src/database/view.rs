@@ -5,26 +5,33 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use datafusion::arrow::datatypes::{Schema, SchemaRef};
 use datafusion::catalog::TableProvider;
-use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::datasource::ViewTable;
-use datafusion::logical_expr::LogicalPlan;
+use datafusion::datasource::empty::EmptyTable;
 use serde::{Deserialize, Serialize};
 
 use super::Database;
-use super::name::TableName;
 use crate::{Error, ErrorKind, Result};
 
 tokio::task_local! {
     /// Views that are being planned, outermost first: one that reads itself would never end.
     static PLANNING: Vec<String>;
+    /// A table that is planned with other columns than it has.
+    static CHANGED: Changed;
+}
+
+#[derive(Debug, Clone)]
+struct Changed {
+    table: String,
+    schema: SchemaRef,
 }
 
 /// A stored view.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct View {
     /// SQL text of the query, with the names that the catalog understands (see
-    /// [`TableName`]).
+    /// [`TableName`](super::name::TableName)).
     pub query: String,
     /// SQL text of the query as users write it.
     pub text: String,
@@ -124,55 +131,36 @@ impl Database {
         Ok(found)
     }
 
-    /// Names of the views that read one of `columns` of `table`.
-    pub async fn views_reading_columns(
-        &self,
-        table: &str,
-        columns: &[String],
-    ) -> Result<Vec<String>> {
-        let state = self.session_state()?;
-        let mut found = Vec::new();
+    /// Names of the views that can be planned now, and can't any more once the columns of `table` are
+    /// those of `schema`.
+    pub async fn views_broken_by(&self, table: &str, schema: Schema) -> Result<Vec<String>> {
+        let mut broken = Vec::new();
+        let changed = Changed {
+            table: table.to_string(),
+            schema: Arc::new(schema),
+        };
         for name in self.views_reading(table).await? {
             let Some(view) = self.view(&name).await? else {
                 continue;
             };
-            // A view that can't be planned any more has nothing left to lose.
-            let Ok(provider) = self.plan_view(&name, &view).await else {
+            if self.plan_view(&name, &view).await.is_err() {
                 continue;
-            };
-            let Some(plan) = provider.get_logical_plan() else {
-                continue;
-            };
-            let Ok(plan) = state.optimize(&plan) else {
-                continue;
-            };
-            if reads_columns(&plan, table, columns)? {
-                found.push(name);
+            }
+            let planned = CHANGED.scope(changed.clone(), self.plan_view(&name, &view));
+            if planned.await.is_err() {
+                broken.push(name);
             }
         }
-        Ok(found)
+        Ok(broken)
     }
-}
 
-/// Whether an optimized plan scans one of `columns` of `table`.
-fn reads_columns(plan: &LogicalPlan, table: &str, columns: &[String]) -> Result<bool> {
-    let mut reads = false;
-    plan.apply_with_subqueries(|node| {
-        if let LogicalPlan::TableScan(scan) = node
-            && TableName::parse(scan.table_name.table()).name == table
-        {
-            reads |= scan
-                .projected_schema
-                .fields()
-                .iter()
-                .any(|field| columns.contains(field.name()));
-            reads |= scan
-                .filters
-                .iter()
-                .flat_map(|filter| filter.column_refs())
-                .any(|column| columns.contains(&column.name));
-        }
-        Ok(TreeNodeRecursion::Continue)
-    })?;
-    Ok(reads)
+    /// A stand-in for a table whose columns are about to change, while the views that read it are
+    /// planned to see whether they still can be.
+    pub(super) fn changed_table(&self, name: &str) -> Option<Arc<dyn TableProvider>> {
+        CHANGED
+            .try_with(|changed| (changed.table == name).then(|| Arc::clone(&changed.schema)))
+            .ok()
+            .flatten()
+            .map(|schema| Arc::new(EmptyTable::new(schema)) as _)
+    }
 }

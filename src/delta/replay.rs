@@ -274,18 +274,28 @@ impl Replay<'_> {
         &mut self,
         version: u64,
         replacements: Vec<DataReplacementGroup>,
-        computed_rows: Option<RowSet>,
+        computed_rows: HashMap<i32, RowSet>,
     ) -> Result<(), Stop> {
+        let mut told = BTreeSet::new();
         for DataReplacementGroup(fragment, file) in replacements {
-            if !file.fields.iter().any(|field| self.inputs.holds(*field)) {
-                continue;
+            let inputs = file
+                .fields
+                .iter()
+                .filter(|field| self.inputs.holds(**field));
+            let (known, unknown): (BTreeSet<i32>, BTreeSet<i32>) = inputs
+                // What is nested in a column is written with it.
+                .filter(|field| self.inputs.name_any(&BTreeSet::from([**field])))
+                .partition(|field| computed_rows.contains_key(field));
+            told.extend(known);
+            if !unknown.is_empty() {
+                let rows = self.rows_of(version, fragment, None).await?;
+                self.unconfirmed(rows);
             }
-            if let Some(computed) = &computed_rows {
+        }
+        for field in told {
+            if let Some(computed) = computed_rows.get(&field) {
                 self.dirty.written.union_with(computed);
-                return Ok(());
             }
-            let rows = self.rows_of(version, fragment, None).await?;
-            self.unconfirmed(rows);
         }
         Ok(())
     }
@@ -402,7 +412,8 @@ impl Replay<'_> {
 #[derive(Debug, Default)]
 struct Properties {
     updated_fields: Option<BTreeSet<i32>>,
-    computed_rows: Option<RowSet>,
+    /// By the id of the column's field.
+    computed_rows: HashMap<i32, RowSet>,
 }
 
 impl Properties {
@@ -417,8 +428,12 @@ impl Properties {
                     .collect::<Option<BTreeSet<i32>>>()
             }),
             computed_rows: properties
-                .get(COMPUTED_ROWS)
-                .and_then(|rows| RowSet::decode(rows).ok()),
+                .iter()
+                .filter_map(|(key, rows)| {
+                    let field = key.strip_prefix(COMPUTED_ROWS)?.parse().ok()?;
+                    Some((field, RowSet::decode(rows).ok()?))
+                })
+                .collect(),
         }
     }
 }

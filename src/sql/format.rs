@@ -11,8 +11,8 @@ use datafusion::sql::sqlparser::parser::Parser;
 use datafusion::sql::sqlparser::tokenizer::Token;
 
 use super::parser::dialect::HeadwaterDialect;
-use crate::database::name::TableName;
 use super::parser::reader::normalise;
+use crate::database::name::TableName;
 
 /// An expression as it is stored in a definition. Texts that differ only in case, blanks,
 /// comments, needless quotes or parentheses around the whole give the same; reading it

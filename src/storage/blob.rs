@@ -485,11 +485,11 @@ impl BlobReader {
     }
 }
 
-/// Rows of one source: each one's place in a batch, and its address.
-type SourceRows = (Source, Vec<(usize, u64)>);
+/// Rows of a batch by their index, with their addresses in the table.
+type AddressedRows = Vec<(usize, u64)>;
 
-/// Groups `rows` by their sources.
-fn by_source(descriptors: &StructArray, rows: Vec<usize>) -> Result<Vec<SourceRows>> {
+/// The rows of each source, with their addresses.
+fn by_source(descriptors: &StructArray, rows: Vec<usize>) -> Result<Vec<(Source, AddressedRows)>> {
     if rows.is_empty() {
         return Ok(Vec::new());
     }
@@ -502,7 +502,7 @@ fn by_source(descriptors: &StructArray, rows: Vec<usize>) -> Result<Vec<SourceRo
         .column_by_name("source")
         .and_then(|column| column.as_string_view_opt())
         .ok_or_else(unreadable)?;
-    let mut groups: Vec<SourceRows> = Vec::new();
+    let mut groups: Vec<(Source, Vec<(usize, u64)>)> = Vec::new();
     let mut places: HashMap<&str, usize> = HashMap::new();
     for row in rows {
         if addresses.is_null(row) || sources.is_null(row) {

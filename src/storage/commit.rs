@@ -42,7 +42,9 @@ pub async fn commit(
     let transaction = TransactionBuilder::new(dataset.version().version, operation)
         .transaction_properties((!properties.is_empty()).then(|| Arc::new(properties)))
         .build();
-    let mut builder = CommitBuilder::new(Arc::new(dataset.clone()));
+    let mut builder = CommitBuilder::new(Arc::new(dataset.clone()))
+        // A table that others made may ask for it; but states refer to its older versions.
+        .with_skip_auto_cleanup(true);
     if let Some(affected) = affected {
         builder = builder.with_affected_rows(affected);
     }

@@ -61,11 +61,15 @@ fn matching_offsets(sequence: &RowIdSequence, ids: &RowSet) -> RoaringBitmap {
         let length = segment.len() as u32;
         if let U64Segment::Range(range) = segment {
             // The common case: only the ids that are wanted are looked at, not the rows.
-            offsets.extend(ids.range(range.clone()).map(|id| start + (id - range.start) as u32));
-        } else if segment
-            .range()
-            .is_some_and(|span| ids.range(*span.start()..span.end().saturating_add(1)).next().is_some())
-        {
+            offsets.extend(
+                ids.range(range.clone())
+                    .map(|id| start + (id - range.start) as u32),
+            );
+        } else if segment.range().is_some_and(|span| {
+            ids.range(*span.start()..span.end().saturating_add(1))
+                .next()
+                .is_some()
+        }) {
             let wanted = segment
                 .iter()
                 .enumerate()

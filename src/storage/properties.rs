@@ -8,10 +8,10 @@
 /// these fields only.
 pub const UPDATED_FIELDS: &str = "headwater.updated_fields";
 
-/// Of a column refresh: the ids of the rows whose values it wrote, as a
-/// [`RowSet`](super::row_set::RowSet). The other rows of the replaced files keep
-/// the values they had.
-pub const COMPUTED_ROWS: &str = "headwater.computed_rows";
+/// Prefix of a property of column refreshes; the id of a column's field follows. It holds the ids of
+/// the rows whose values in that column were computed, as a [`RowSet`](super::row_set::RowSet);
+/// the other rows of the replaced files keep the values they had.
+pub const COMPUTED_ROWS: &str = "headwater.computed_rows.";
 
 /// Prefix of the state of a computed column; the field's id follows.
 pub const COLUMN_STATE: &str = "headwater.column_state.";

@@ -54,9 +54,8 @@ impl Root {
         let url = absolute(url)?;
         let session = new_session();
         let parameters = ObjectStoreParams {
-            storage_options_accessor: (!options.is_empty()).then(|| {
-                Arc::new(StorageOptionsAccessor::with_static_options(options.clone()))
-            }),
+            storage_options_accessor: (!options.is_empty())
+                .then(|| Arc::new(StorageOptionsAccessor::with_static_options(options.clone()))),
             ..Default::default()
         };
         let (store, base) =
@@ -184,7 +183,11 @@ impl Root {
             });
         }
         let (from_path, to_path) = (self.table_path(from), self.table_path(to));
-        let objects: Vec<_> = self.store.list(Some(from_path.clone())).try_collect().await?;
+        let objects: Vec<_> = self
+            .store
+            .list(Some(from_path.clone()))
+            .try_collect()
+            .await?;
         // Versions last: the table is there under its new name only when it is whole.
         let (versions, rest): (Vec<_>, Vec<_>) = objects
             .into_iter()
@@ -265,7 +268,9 @@ impl Root {
 
     fn own_path(&self, path: &str) -> Path {
         path.split('/')
-            .fold(self.base.clone().join(OWN_FOLDER), |base, part| base.join(part))
+            .fold(self.base.clone().join(OWN_FOLDER), |base, part| {
+                base.join(part)
+            })
     }
 }
 

@@ -5,48 +5,53 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use datafusion::arrow::array::{RecordBatch, RecordBatchOptions};
+use datafusion::arrow::compute::{CastOptions, cast_with_options};
 use datafusion::arrow::datatypes::{DataType, Field, Schema};
 use datafusion::physical_expr::PhysicalExpr;
 use lance::Dataset;
-use lance::dataset::{BatchUDF, ColumnAlteration, NewColumnTransform};
 use lance::dataset::transaction::{Operation, UpdateMap, UpdateMapEntry};
+use lance::dataset::{BatchUDF, ColumnAlteration, NewColumnTransform};
 use lance_core::ROW_ADDR;
-use lance_core::datatypes::Schema as LanceSchema;
+pub use lance_core::datatypes::Schema as LanceSchema;
 
-use super::commit::{Properties, commit, commit_error};
 use super::blob::written_array;
+use super::commit::{Properties, commit, commit_error};
 use super::storage_error;
 use crate::{Error, Result};
 
 /// Changes to a map of metadata: a value to set, or `None` to remove the key.
 pub type MetadataChanges = BTreeMap<String, Option<String>>;
 
-/// Adds columns that are NULL in every row, in one commit that writes no data.
+/// Adds columns that are NULL in every row, in one commit that writes no data. Only a table
+/// without rows takes columns that are NOT NULL.
 ///
-/// `properties` gets the schema with the new columns, whose fields have their ids then.
+/// `schema_metadata` is a key and a value to set in the schema's metadata; `properties` gets the schema with the new columns, whose fields have their ids then.
 pub async fn add_null_columns(
     table: &str,
     dataset: &Dataset,
     columns: Vec<Field>,
+    schema_metadata: Option<(String, String)>,
     properties: impl FnOnce(&LanceSchema) -> Result<Properties>,
 ) -> Result<Dataset> {
-    let added = Schema::new(
-        columns
-            .into_iter()
-            .map(|column| column.with_nullable(true))
-            .collect::<Vec<_>>(),
-    );
+    let preserves_nullability = columns.iter().all(Field::is_nullable);
+    if !preserves_nullability && dataset.count_fragments() > 0 {
+        return Err(Error::internal(
+            "a column that is NOT NULL was added without values",
+        ));
+    }
+    let added = Schema::new(columns);
     let merge = || -> lance::Result<LanceSchema> {
         let mut schema = dataset.schema().merge(&added)?;
         schema.try_set_field_id(Some(dataset.manifest().max_field_id()))?;
         Ok(schema)
     };
-    let schema = merge().map_err(|error| storage_error(table, error))?;
+    let mut schema = merge().map_err(|error| storage_error(table, error))?;
+    schema.metadata.extend(schema_metadata);
     let properties = properties(&schema)?;
     let operation = Operation::Merge {
         fragments: dataset.fragments().as_ref().clone(),
         schema,
-        preserves_nullability: true,
+        preserves_nullability,
     };
     commit(table, dataset, operation, properties, None).await
 }
@@ -82,7 +87,11 @@ pub async fn change_metadata(
             Error::not_found(
                 "column",
                 &column,
-                dataset.schema().fields.iter().map(|field| field.name.as_str()),
+                dataset
+                    .schema()
+                    .fields
+                    .iter()
+                    .map(|field| field.name.as_str()),
             )
         })?;
         field_metadata_updates.insert(field.id, update_map(changes));
@@ -106,33 +115,102 @@ fn update_map(changes: MetadataChanges) -> UpdateMap {
     }
 }
 
-/// A change of one column that may read or rewrite its data.
-#[derive(Debug, Clone)]
-pub enum ColumnChange {
-    /// Another type; the data is cast, and the field gets another id.
-    Type(DataType),
-    /// Whether NULL is allowed; forbidding it reads the data to see that there is none.
-    Nullable(bool),
-}
-
-/// Changes one column.
-pub async fn alter_column(
+/// Allows or forbids NULL in a column; forbidding it reads the data to see that there is none.
+pub async fn set_nullable(
     table: &str,
     dataset: &Dataset,
     column: &str,
-    change: ColumnChange,
+    nullable: bool,
 ) -> Result<Dataset> {
-    let alteration = ColumnAlteration::new(column.to_string());
-    let alteration = match change {
-        ColumnChange::Type(data_type) => alteration.cast_to(data_type),
-        ColumnChange::Nullable(nullable) => alteration.set_nullable(nullable),
-    };
+    let alteration = ColumnAlteration::new(column.to_string()).set_nullable(nullable);
     let mut dataset = dataset.clone();
     dataset
         .alter_columns(&[alteration])
         .await
         .map_err(|error| commit_error(table, error))?;
     Ok(dataset)
+}
+
+/// Casts a column to another type, in one commit. The field gets another id, and keeps its place,
+/// its name and its metadata.
+///
+/// # Errors
+///
+/// If a value does not fit the type.
+pub async fn cast_column(
+    table: &str,
+    dataset: &Dataset,
+    column: &str,
+    data_type: DataType,
+) -> Result<Dataset> {
+    let old = dataset
+        .schema()
+        .field(column)
+        .ok_or_else(|| Error::internal(format!("column '{column}' is gone")))?
+        .clone();
+    // Under a name of its own until the old field is gone.
+    let temporary = format!("{column} as {data_type}");
+    let field = Field::new(&temporary, data_type.clone(), old.nullable);
+    let output = Arc::new(Schema::new(vec![field]));
+    let mut fragments = Vec::with_capacity(dataset.count_fragments());
+    let mut schema = None;
+    for fragment in dataset.get_fragments() {
+        let (target, output) = (data_type.clone(), Arc::clone(&output));
+        let batch_schema = Arc::clone(&output);
+        let cast = move |batch: &RecordBatch| -> lance::Result<RecordBatch> {
+            let options = CastOptions {
+                safe: false,
+                ..Default::default()
+            };
+            let values = cast_with_options(batch.column(0), &target, &options)?;
+            Ok(RecordBatch::try_new(
+                Arc::clone(&batch_schema),
+                vec![values],
+            )?)
+        };
+        let transform = NewColumnTransform::BatchUDF(BatchUDF {
+            mapper: Box::new(cast),
+            output_schema: output,
+            result_checkpoint: None,
+        });
+        let (written, with_column) = fragment
+            .add_columns(transform, Some(vec![column.to_string()]), None)
+            .await
+            .map_err(|error| {
+                storage_error(table, error).context(format!("column '{column}' to {data_type}"))
+            })?;
+        fragments.push(written);
+        schema = Some(with_column);
+    }
+    let mut schema = match schema {
+        Some(schema) => schema,
+        // No rows: only the schema changes.
+        None => {
+            let merged = || -> lance::Result<LanceSchema> {
+                let mut schema = dataset.schema().merge(output.as_ref())?;
+                schema.try_set_field_id(Some(dataset.manifest().max_field_id()))?;
+                Ok(schema)
+            };
+            merged().map_err(|error| storage_error(table, error))?
+        }
+    };
+    let mut new = schema
+        .fields
+        .pop()
+        .filter(|field| field.name == temporary)
+        .ok_or_else(|| Error::internal("the cast column is not the last one"))?;
+    new.name = old.name.clone();
+    new.metadata = old.metadata.clone();
+    new.unenforced_primary_key_position = old.unenforced_primary_key_position;
+    if let Some(place) = schema.fields.iter_mut().find(|field| field.id == old.id) {
+        *place = new;
+    }
+    let operation = Operation::Merge {
+        fragments,
+        schema,
+        preserves_nullability: false,
+    };
+    commit(table, dataset, operation, Properties::new(), None).await
 }
 
 /// Adds a column with the value that `value`, an expression without columns, has for each row.

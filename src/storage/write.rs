@@ -12,8 +12,8 @@ use futures::StreamExt;
 use lance::Dataset;
 use lance::dataset::transaction::{Operation, UpdateMode};
 use lance::dataset::{InsertBuilder, WriteMode, WriteParams};
-use lance_select::RowAddrTreeMap;
 use lance_io::object_store::{ObjectStoreParams, StorageOptionsAccessor};
+use lance_select::RowAddrTreeMap;
 use lance_table::format::{Fragment, RowIdMeta};
 use lance_table::rowids::{RowIdSequence, write_row_ids};
 
@@ -40,9 +40,9 @@ fn write_params(root: &Root, mode: WriteMode, properties: Properties) -> WritePa
         skip_auto_cleanup: true,
         session: Some(root.session()),
         store_params: (!root.options().is_empty()).then(|| ObjectStoreParams {
-            storage_options_accessor: Some(Arc::new(
-                StorageOptionsAccessor::with_static_options(root.options().clone()),
-            )),
+            storage_options_accessor: Some(Arc::new(StorageOptionsAccessor::with_static_options(
+                root.options().clone(),
+            ))),
             ..Default::default()
         }),
         transaction_properties: (!properties.is_empty()).then(|| Arc::new(properties)),
@@ -85,7 +85,10 @@ pub async fn create_table(
         }
         None => {
             let empty = RecordBatchIterator::new(Vec::new(), schema);
-            builder.execute_stream(Box::new(empty) as Box<dyn datafusion::arrow::record_batch::RecordBatchReader + Send>).await
+            builder
+                .execute_stream(Box::new(empty)
+                    as Box<dyn datafusion::arrow::record_batch::RecordBatchReader + Send>)
+                .await
         }
     };
     written.map_err(|error| commit_error(name, error))
@@ -164,12 +167,18 @@ pub async fn rewrite_rows(
         moved
             .ids
             .extend_from_slice(batch.column(width).as_primitive::<UInt64Type>().values());
-        for address in batch.column(width + 1).as_primitive::<UInt64Type>().values() {
+        for address in batch
+            .column(width + 1)
+            .as_primitive::<UInt64Type>()
+            .values()
+        {
             if !moved.addresses.insert(*address) {
-                return Err(DataFusionError::from(Error::invalid(
-                    "more than one row of FROM matches the same row of the table",
-                )
-                .with_hint("make the join match at most one row, for example by grouping FROM")));
+                return Err(DataFusionError::from(
+                    Error::invalid("more than one row of FROM matches the same row of the table")
+                        .with_hint(
+                            "make the join match at most one row, for example by grouping FROM",
+                        ),
+                ));
             }
         }
         Ok(batch.project(&stored)?)
@@ -222,7 +231,9 @@ fn keep_row_ids(fragments: &mut [Fragment], ids: &[u64]) -> Result<()> {
         let rows = fragment
             .physical_rows
             .filter(|rows| *rows <= rest.len())
-            .ok_or_else(|| Error::internal("a written fragment has an unexpected number of rows"))?;
+            .ok_or_else(|| {
+                Error::internal("a written fragment has an unexpected number of rows")
+            })?;
         let (head, tail) = rest.split_at(rows);
         fragment.row_id_meta = Some(RowIdMeta::Inline(
             write_row_ids(&RowIdSequence::from(head)).into(),
@@ -281,12 +292,7 @@ pub struct KeptError(Arc<Mutex<Option<DataFusionError>>>);
 impl KeptError {
     /// The error, if there was one.
     pub fn take(&self) -> Result<()> {
-        match self
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
-        {
+        match self.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
             Some(error) => Err(Error::from(error)),
             None => Ok(()),
         }

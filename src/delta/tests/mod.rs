@@ -250,7 +250,8 @@ impl Table {
             let stream = futures::stream::iter([Ok(file)]);
             replacements.push(fragment.write_columns(stream, &schema).await.unwrap());
         }
-        let properties = computed_rows.map(|rows| (COMPUTED_ROWS, rows));
+        let key = format!("{COMPUTED_ROWS}{}", schema.fields[0].id);
+        let properties = computed_rows.map(|rows| (key.as_str(), rows));
         self.commit(Operation::DataReplacement { replacements }, properties)
             .await;
     }

@@ -4,8 +4,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
+use datafusion::arrow::array::{Array, ArrayRef, RecordBatch, RecordBatchOptions};
+use datafusion::arrow::compute::can_cast_types;
 use datafusion::arrow::datatypes::{DataType, Field, Schema};
 use datafusion::logical_expr::{LogicalPlan, LogicalPlanBuilder, cast, col};
+use datafusion::physical_expr::PhysicalExpr;
 use datafusion::prelude::{DataFrame, SessionContext};
 use datafusion::sql::TableReference;
 use datafusion::sql::parser::Statement as DataFusionStatement;
@@ -16,7 +19,7 @@ use super::dml::checked_stream;
 use super::report::Done;
 use crate::column::declare::{Declaration, declare};
 use crate::database::definition::{DEFAULT, Definitions, VIRTUAL_COLUMNS, VirtualColumn};
-use crate::database::expression::{plan_expression, stored, type_error};
+use crate::database::expression::{physical_expression, plan_expression, stored, type_error};
 use crate::database::name::TableName;
 use crate::database::view::View;
 use crate::database::{CATALOG_NAME, SCHEMA_NAME, is_object_name};
@@ -87,6 +90,7 @@ impl Executor {
         .map_err(|error| match error.kind() {
             // Another process made it in the meantime.
             ErrorKind::Conflict | ErrorKind::AlreadyExists => exists("table", &name),
+            ErrorKind::Storage => error.context(format!("database '{}'", root.url())),
             _ => error,
         })?;
         let rows = dataset.count_rows(None).await? as u64;
@@ -133,8 +137,7 @@ impl Executor {
             .filter(|column| column.generated.is_none())
             .map(|column| self.plain_field(column))
             .collect::<Result<Vec<_>>>()?;
-        let declarations: Vec<Declaration> =
-            create.columns.iter().filter_map(declaration).collect();
+        let declarations = declarations(create.columns.iter())?;
         let declared = declare(
             &self.context.state(),
             &Schema::new(plain.clone()),
@@ -148,17 +151,15 @@ impl Executor {
                 .find(|field| *field.name() == column.name)
                 .cloned()
         });
-        with_virtual_columns(
-            Schema::new(stored.collect::<Vec<_>>()),
-            &declared.virtuals,
-        )
+        with_virtual_columns(Schema::new(stored.collect::<Vec<_>>()), &declared.virtuals)
     }
 
     /// A plain column, with its default in the metadata.
     pub(super) fn plain_field(&self, column: &ColumnDefinition) -> Result<Field> {
-        let field = column.field.as_ref().ok_or_else(|| {
-            Error::invalid(format!("column '{}' needs a type", column.name))
-        })?;
+        let field = column
+            .field
+            .as_ref()
+            .ok_or_else(|| Error::invalid(format!("column '{}' needs a type", column.name)))?;
         if !is_blob(field) && holds_blob(field) {
             return Err(Error::not_available(format!(
                 "a BLOB within another type (column '{}')",
@@ -167,7 +168,8 @@ impl Executor {
         }
         let mut metadata = field.metadata().clone();
         if let Some(default) = &column.default {
-            metadata.insert(DEFAULT.to_string(), self.default_text(field, default)?);
+            let field = field.as_ref().clone().with_nullable(column.nullable);
+            metadata.insert(DEFAULT.to_string(), self.default_text(&field, default)?);
         }
         Ok(field
             .as_ref()
@@ -180,20 +182,27 @@ impl Executor {
     pub(super) fn default_text(&self, field: &Field, default: &ast::Expr) -> Result<String> {
         let text = expression_text(default);
         let purpose = format!("DEFAULT of column '{}'", field.name());
-        let planned =
-            plan_expression(&self.context.state(), &Schema::empty(), &text, &purpose)?;
+        let state = self.context.state();
+        let empty = Arc::new(Schema::empty());
+        let planned = plan_expression(&state, &empty, &text, &purpose)?;
         let wanted = value_type(field);
-        let fits = planned.data_type == wanted
-            || planned.data_type == DataType::Null
-            || datafusion::arrow::compute::can_cast_types(&planned.data_type, &wanted);
-        match fits {
-            true => Ok(text),
-            false => Err(type_error(
+        if !can_cast_types(&planned.data_type, &wanted) {
+            return Err(type_error(
                 field.name(),
                 &planned.data_type,
                 field.data_type(),
-            )),
+            ));
         }
+        // Computed once, to see that it can be.
+        let value = physical_expression(&state, &empty, &planned.logical, &wanted)
+            .and_then(|value| constant(value.as_ref()))
+            .map_err(|error| error.context(&purpose))?;
+        if value.is_null(0) && !field.is_nullable() {
+            return Err(Error::invalid(format!(
+                "{purpose}: it is NULL, but the column is NOT NULL"
+            )));
+        }
+        Ok(text)
     }
 
     /// Plans the query of CREATE TABLE AS: the table's schema, and a plan that gives its rows.
@@ -204,6 +213,12 @@ impl Executor {
     ) -> Result<(Schema, LogicalPlan)> {
         let plan = self.plan_query(query).await?;
         let result = plan.schema().as_arrow().clone();
+        if declared.fields().is_empty() && !declared.metadata().is_empty() {
+            return Err(Error::invalid(
+                "CREATE TABLE … AS with virtual columns has to declare the query's columns too",
+            )
+            .with_hint("or make the table first, and add the virtual columns with ALTER TABLE"));
+        }
         if declared.fields().is_empty() {
             let mut seen = BTreeSet::new();
             for field in result.fields() {
@@ -255,9 +270,10 @@ impl Executor {
         for field in declared.fields() {
             let value = match Definitions::is_definition(field) {
                 true => datafusion::logical_expr::lit(datafusion::common::ScalarValue::Null),
-                false => next.next().map(col).ok_or_else(|| {
-                    Error::internal("the query's columns were counted wrongly")
-                })?,
+                false => next
+                    .next()
+                    .map(col)
+                    .ok_or_else(|| Error::internal("the query's columns were counted wrongly"))?,
             };
             let value = match is_blob(field) {
                 true => self.assigned(value, &plan, field)?,
@@ -271,10 +287,12 @@ impl Executor {
 
     /// Plans a query.
     pub(super) async fn plan_query(&self, query: ast::Query) -> Result<LogicalPlan> {
-        let statement = DataFusionStatement::Statement(Box::new(ast::Statement::Query(Box::new(
-            query,
-        ))));
-        Ok(self.context.state().statement_to_plan(statement).await?)
+        let statement =
+            DataFusionStatement::Statement(Box::new(ast::Statement::Query(Box::new(query))));
+        match self.context.state().statement_to_plan(statement).await {
+            Ok(plan) => Ok(plan),
+            Err(error) => Err(self.unknown_table(error.into()).await?),
+        }
     }
 
     pub(super) async fn create_view(&self, create: CreateView) -> Result<DataFrame> {
@@ -329,21 +347,43 @@ fn objects_read(context: &SessionContext, query: &ast::Query) -> Result<BTreeSet
         .collect())
 }
 
-/// A generated column as a declaration.
-pub(super) fn declaration(column: &ColumnDefinition) -> Option<Declaration> {
-    let generated = column.generated.as_ref()?;
-    Some(Declaration {
-        name: column.name.clone(),
-        field: column.field.as_ref().map(|field| field.as_ref().clone()),
-        expression: expression_text(&generated.expression),
-        struct_field: None,
-        is_virtual: generated.is_virtual,
-    })
+/// The value of an expression without columns, for one row.
+fn constant(value: &dyn PhysicalExpr) -> Result<ArrayRef> {
+    let options = RecordBatchOptions::new().with_row_count(Some(1));
+    let row = RecordBatch::try_new_with_options(Arc::new(Schema::empty()), Vec::new(), &options)?;
+    Ok(value.evaluate(&row)?.into_array(1)?)
+}
+
+/// The generated ones of `columns` as declarations.
+pub(super) fn declarations<'a>(
+    columns: impl Iterator<Item = &'a ColumnDefinition>,
+) -> Result<Vec<Declaration>> {
+    let mut declarations = Vec::new();
+    for column in columns {
+        let Some(generated) = &column.generated else {
+            continue;
+        };
+        if !column.nullable {
+            return Err(Error::invalid(format!(
+                "computed column '{}' can't be NOT NULL: it is NULL until it is refreshed",
+                column.name
+            )));
+        }
+        declarations.push(Declaration {
+            name: column.name.clone(),
+            field: column.field.as_ref().map(|field| field.as_ref().clone()),
+            expression: expression_text(&generated.expression),
+            struct_field: None,
+            is_virtual: generated.is_virtual,
+        });
+    }
+    Ok(declarations)
 }
 
 /// Checks the name of a column to be made.
 pub(super) fn check_column_name(name: &str) -> Result<()> {
-    let reserved = name.is_empty() || ["_rowid", "_rowaddr", "_rowoffset"].contains(&name)
+    let reserved = name.is_empty()
+        || ["_rowid", "_rowaddr", "_rowoffset"].contains(&name)
         || name.starts_with("_row_");
     match reserved {
         true => Err(Error::invalid(format!(
@@ -381,15 +421,21 @@ fn with_primary_key(schema: &Schema, key: &[String]) -> Result<Schema> {
         .map(|field| {
             let field = field.as_ref().clone();
             let Some(position) = key.iter().position(|column| column == field.name()) else {
-                return field;
+                return Ok(field);
             };
+            if Definitions::is_definition(&field) {
+                return Err(Error::invalid(format!(
+                    "computed column '{}' can't be of the primary key: it is NULL until it is refreshed",
+                    field.name()
+                )));
+            }
             let mut metadata = field.metadata().clone();
             metadata.insert(PRIMARY_KEY.to_string(), "true".to_string());
             metadata.insert(PRIMARY_KEY_POSITION.to_string(), (position + 1).to_string());
             // As in standard SQL, a primary key column is NOT NULL.
-            field.with_nullable(false).with_metadata(metadata)
+            Ok(field.with_nullable(false).with_metadata(metadata))
         })
-        .collect();
+        .collect::<Result<_>>()?;
     Ok(Schema::new_with_metadata(fields, schema.metadata().clone()))
 }
 

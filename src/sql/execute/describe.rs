@@ -71,7 +71,10 @@ impl Executor {
         Rows::default()
             .text("column_name", fields.iter().map(|f| f.name().clone()))
             .text("data_type", fields.iter().map(|f| type_name(f)))
-            .text("is_nullable", fields.iter().map(|f| yes_no(f.is_nullable())))
+            .text(
+                "is_nullable",
+                fields.iter().map(|f| yes_no(f.is_nullable())),
+            )
             .optional_text("default", fields.iter().map(|_| None))
             .optional_text("generated", fields.iter().map(|_| None))
             .frame(self)

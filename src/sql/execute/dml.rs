@@ -12,9 +12,11 @@ use std::time::Instant;
 
 use datafusion::arrow::array::{Array, AsArray, RecordBatch};
 use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef, UInt64Type};
-use datafusion::common::DataFusionError;
+use datafusion::common::{DataFusionError, ScalarValue};
 use datafusion::execution::SendableRecordBatchStream;
-use datafusion::logical_expr::{Expr, ExprSchemable, LogicalPlan, LogicalPlanBuilder, cast, col};
+use datafusion::logical_expr::{
+    Expr, ExprSchemable, LogicalPlan, LogicalPlanBuilder, cast, col, lit,
+};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::prelude::DataFrame;
 use datafusion::sql::TableReference;
@@ -63,10 +65,11 @@ impl Executor {
             values.push(self.assigned(value, &source, field)?.alias(field.name()));
             written.push(field.as_ref().clone());
         }
-        if values.is_empty() {
-            return Err(Error::invalid(format!(
-                "INSERT INTO {name} gives no column a value"
-            )));
+        if let (true, Some(field)) = (values.is_empty(), schema.fields().first()) {
+            // A row of NULLs is a row all the same.
+            let null = lit(ScalarValue::Null);
+            values.push(cast(null, field.data_type().clone()).alias(field.name()));
+            written.push(field.as_ref().clone());
         }
         let plan = LogicalPlanBuilder::from(source).project(values)?.build()?;
         let written: SchemaRef = Arc::new(Schema::new(written));
@@ -79,8 +82,7 @@ impl Executor {
                 counter.fetch_add(batch.num_rows() as u64, Ordering::Relaxed);
             }
         });
-        let rows: SendableRecordBatchStream =
-            Box::pin(RecordBatchStreamAdapter::new(schema, rows));
+        let rows: SendableRecordBatchStream = Box::pin(RecordBatchStreamAdapter::new(schema, rows));
         let dataset = append(self.database.root(), &name, &table.dataset, rows).await?;
         let rows = counted.load(Ordering::Relaxed);
         self.done(
@@ -200,7 +202,12 @@ impl Executor {
     }
 
     /// `value` as it is assigned to a column.
-    pub(super) fn assigned(&self, value: Expr, source: &LogicalPlan, field: &Field) -> Result<Expr> {
+    pub(super) fn assigned(
+        &self,
+        value: Expr,
+        source: &LogicalPlan,
+        field: &Field,
+    ) -> Result<Expr> {
         let have = value.get_type(source.schema())?;
         if is_blob(field) {
             return assigned_blob(value, &have, field);
@@ -279,7 +286,9 @@ impl Executor {
                 None => col(column),
             });
         }
-        let plan = LogicalPlanBuilder::from(source).project(projected)?.build()?;
+        let plan = LogicalPlanBuilder::from(source)
+            .project(projected)?
+            .build()?;
         let mut fields: Vec<Field> = schema.fields().iter().map(|f| f.as_ref().clone()).collect();
         let row_id = |name| Field::new(name, datafusion::arrow::datatypes::DataType::UInt64, false);
         fields.push(row_id("_rowid"));
@@ -495,7 +504,12 @@ pub(super) async fn checked_stream(
             .iter()
             .zip(given.fields())
             .map(|(field, given)| match is_blob(field) {
-                true => Arc::new(field.as_ref().clone().with_data_type(given.data_type().clone())),
+                true => Arc::new(
+                    field
+                        .as_ref()
+                        .clone()
+                        .with_data_type(given.data_type().clone()),
+                ),
                 false => Arc::clone(field),
             })
             .collect::<Vec<_>>(),
@@ -517,8 +531,7 @@ pub(super) async fn checked_stream(
             batch.columns().to_vec(),
         )?)
     });
-    let rows: SendableRecordBatchStream =
-        Box::pin(RecordBatchStreamAdapter::new(output, rows));
+    let rows: SendableRecordBatchStream = Box::pin(RecordBatchStreamAdapter::new(output, rows));
     let reader = Arc::clone(executor.database.root().blobs());
     Ok(written_rows(reader, rows, schema))
 }

@@ -80,11 +80,10 @@ impl Executor {
             _ => None,
         };
         if let Some(other) = other {
-            return Ok(Error::invalid(format!(
-                "'{name}' is a {}",
-                other.to_lowercase()
-            ))
-            .with_hint(format!("DROP {other} {name}")));
+            return Ok(
+                Error::invalid(format!("'{name}' is a {}", other.to_lowercase()))
+                    .with_hint(format!("DROP {other} {name}")),
+            );
         }
         let (what, known) = match kind {
             DropKind::View => ("view", self.database.view_names().await?),

@@ -68,7 +68,9 @@ impl Executor {
             Statement::Show(Show::Tables) => Box::pin(self.show_tables()).await,
             Statement::Show(Show::Create { name }) => Box::pin(self.show_create(&name)).await,
             Statement::Show(Show::Versions { table }) => Box::pin(self.show_versions(&table)).await,
-            Statement::Optimize { table, options } => Box::pin(self.optimize(&table, &options)).await,
+            Statement::Optimize { table, options } => {
+                Box::pin(self.optimize(&table, &options)).await
+            }
             Statement::RefreshColumn(refresh) => Box::pin(self.refresh_column(*refresh)).await,
             Statement::ExplainRefresh { analyze, refresh } => {
                 Box::pin(self.explain_refresh(*refresh, analyze)).await

@@ -1,28 +1,29 @@
 //! Queries, and the other statements that DataFusion runs by itself.
 
+use std::ops::ControlFlow;
+
 use datafusion::logical_expr::{DdlStatement, LogicalPlan};
 use datafusion::prelude::DataFrame;
 use datafusion::sql::parser::Statement as DataFusionStatement;
+use datafusion::sql::sqlparser::ast;
 
 use super::Executor;
+use crate::database::name::TableName;
+use crate::database::{CATALOG_NAME, SCHEMA_NAME};
 use crate::{Error, Result};
 
 impl Executor {
-    pub(super) async fn run_datafusion(
-        &self,
-        statement: DataFusionStatement,
-    ) -> Result<DataFrame> {
+    pub(super) async fn run_datafusion(&self, statement: DataFusionStatement) -> Result<DataFrame> {
         let text = statement.to_string();
         if text.contains("information_schema") {
             // Its tables ask for names without waiting: have them ready.
             self.database.object_names().await?;
         }
-        let plan = self
-            .context
-            .state()
-            .statement_to_plan(statement)
-            .await
-            .map_err(|error| Error::from(error))?;
+        check_table_functions(&statement)?;
+        let plan = match self.context.state().statement_to_plan(statement).await {
+            Ok(plan) => plan,
+            Err(error) => return Err(self.unknown_table(error.into()).await?),
+        };
         match &plan {
             LogicalPlan::Dml(dml) => {
                 return Err(Error::invalid(format!(
@@ -39,6 +40,49 @@ impl Executor {
             _ => {}
         }
         Ok(self.context.execute_logical_plan(plan).await?)
+    }
+}
+
+impl Executor {
+    /// Names the nearest table, where a query names one that does not exist.
+    pub(super) async fn unknown_table(&self, error: Error) -> Result<Error> {
+        let prefix = format!("table '{CATALOG_NAME}.{SCHEMA_NAME}.");
+        let name = error
+            .message()
+            .strip_prefix(prefix.as_str())
+            .and_then(|rest| rest.strip_suffix("' not found"))
+            .map(|name| TableName::parse(name).name.to_string());
+        let Some(name) = name else {
+            return Ok(error);
+        };
+        let mut known = self.database.object_names().await?;
+        known.extend(self.database.session_table_names());
+        Ok(Error::not_found(
+            "table",
+            &name,
+            known.iter().map(String::as_str),
+        ))
+    }
+}
+
+/// Searches are table functions; they come later.
+fn check_table_functions(statement: &DataFusionStatement) -> Result<()> {
+    const LATER: [&str; 3] = ["vector_search", "fts", "hybrid_search"];
+    let DataFusionStatement::Statement(statement) = statement else {
+        return Ok(());
+    };
+    let mut found = None;
+    let _ = ast::visit_relations(statement.as_ref(), |name| {
+        let name = name.to_string().to_lowercase();
+        found = LATER.iter().find(|later| **later == name);
+        match found {
+            Some(_) => ControlFlow::Break(()),
+            None => ControlFlow::Continue(()),
+        }
+    });
+    match found {
+        Some(name) => Err(Error::not_available(format!("{name}()"))),
+        None => Ok(()),
     }
 }
 

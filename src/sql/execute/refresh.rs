@@ -10,7 +10,7 @@ use super::Executor;
 use super::report::{Done, Rows};
 use crate::Result;
 use crate::column::plan::Pass;
-use crate::column::refresh::{Refresh, RanPass, Scope, order, plan_pass, refresh};
+use crate::column::refresh::{RanPass, Refresh, Scope, order, plan_pass, refresh};
 use crate::sql::options::{OptimizeOptions, RefreshOptions};
 use crate::sql::statement::{RefreshColumn, RefreshScope, StatementOption};
 use crate::storage::version::{CompactionSettings, compact};
@@ -37,7 +37,8 @@ impl Executor {
             },
             cascade: statement.cascade,
             concurrency: options.concurrency,
-            batch_rows: options.batch_rows,
+            // A fixed size is also the largest.
+            batch_rows: options.batch_rows.or(options.max_batch_rows),
             batch_bytes: options.batch_bytes,
         })
     }
@@ -64,10 +65,7 @@ impl Executor {
                     lines.add("rows pending after", report.rows_pending);
                     lines.add("fragments written", report.fragments);
                     lines.add("version after", report.version);
-                    lines.add(
-                        "elapsed",
-                        format!("{:.3} s", report.elapsed.as_secs_f64()),
-                    );
+                    lines.add("elapsed", format!("{:.3} s", report.elapsed.as_secs_f64()));
                 }
                 if let Some(plan) = plan {
                     let text = DisplayableExecutionPlan::with_metrics(plan.as_ref())
@@ -190,7 +188,10 @@ fn explain_pass(lines: &mut Lines, pass: &Pass) {
     );
     lines.add(
         "columns read",
-        pass.columns_read().into_iter().collect::<Vec<_>>().join(", "),
+        pass.columns_read()
+            .into_iter()
+            .collect::<Vec<_>>()
+            .join(", "),
     );
     lines.add("estimated bytes", pass.estimated_bytes());
 }

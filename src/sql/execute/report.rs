@@ -109,9 +109,8 @@ impl Executor {
 
     /// The frame that says what a refresh did, a row for each column.
     pub(super) fn refreshed(&self, reports: &[ColumnReport]) -> Result<DataFrame> {
-        let number = |get: fn(&ColumnReport) -> u64| {
-            reports.iter().map(move |report| Some(get(report)))
-        };
+        let number =
+            |get: fn(&ColumnReport) -> u64| reports.iter().map(move |report| Some(get(report)));
         Rows::default()
             .text("object", reports.iter().map(|r| r.object.clone()))
             .text("mode", reports.iter().map(|r| r.mode))

@@ -37,8 +37,8 @@ use datafusion::sql::sqlparser::ast::{
     WildcardAdditionalOptions,
 };
 
-use crate::database::name::TableName;
 use super::reader::normalise;
+use crate::database::name::TableName;
 use crate::sql::statement::{AlterAction, Statement};
 use crate::{Error, Result};
 

@@ -15,12 +15,12 @@ use crate::database::definition::{ComputedColumn, DEFAULT, VIRTUAL_COLUMNS, Virt
 use crate::database::expression::{physical_expression, plan_expression};
 use crate::delta::VersionStamp;
 use crate::sql::execute::Executor;
+use crate::sql::execute::create::{check_column_name, declarations, exists};
 use crate::sql::format::expression_text;
-use crate::sql::execute::create::{check_column_name, declaration, exists};
 use crate::sql::statement::ColumnDefinition;
 use crate::storage::blob::value_type;
 use crate::storage::schema::{
-    MetadataChanges, add_filled_column, add_null_columns, change_metadata,
+    LanceSchema, MetadataChanges, add_filled_column, add_null_columns, change_metadata,
 };
 use crate::storage::{Properties, with_retries};
 use crate::{Error, Result};
@@ -34,8 +34,10 @@ impl Executor {
         for (_, column) in &columns {
             check_column_name(&column.name)?;
         }
+        let has_rows = self.database.table(name).await?.dataset.count_fragments() > 0;
         let (filled, empty): (Vec<_>, Vec<_>) = columns.into_iter().partition(|(_, column)| {
-            column.generated.is_none() && (column.default.is_some() || !column.nullable)
+            let needs_value = column.default.is_some() || !column.nullable;
+            has_rows && column.generated.is_none() && needs_value
         });
         // Columns with values first: others may read them.
         for (if_not_exists, column) in &filled {
@@ -57,8 +59,7 @@ impl Executor {
                 .filter(|column| column.generated.is_none())
                 .map(|column| self.plain_field(column))
                 .collect::<Result<Vec<_>>>()?;
-            let declarations: Vec<Declaration> =
-                new.iter().filter_map(|column| declaration(column)).collect();
+            let declarations = declarations(new.iter().copied())?;
             self.add_declared(&table, plain, &declarations).await
         })
         .await
@@ -126,36 +127,41 @@ impl Executor {
             &table.definitions,
             declarations,
         )?;
-        let mut table = table.clone();
+        let mut virtuals = table.definitions.virtuals.clone();
+        let adds_virtuals = !declared.virtuals.is_empty();
+        virtuals.extend(declared.virtuals);
         let mut fields = plain;
         fields.extend(declared.fields);
-        if !fields.is_empty() {
-            let stamp = VersionStamp::of(&table.dataset).await?;
-            let computed: Vec<ComputedColumn> = fields
-                .iter()
-                .filter_map(|field| ComputedColumn::of_field(field).transpose())
-                .collect::<Result<_>>()?;
-            let dataset = add_null_columns(&table.name, &table.dataset, fields, |schema| {
-                let mut properties = Properties::new();
-                for column in &computed {
-                    let id = schema.field(&column.name).map_or(-1, |field| field.id);
-                    let state = ColumnState::unfilled(column, stamp.clone(), FIRST_REFRESH);
-                    properties.extend([state.property(id)?]);
-                }
-                Ok(properties)
-            })
-            .await?;
-            table.dataset = Arc::new(dataset);
+        if fields.is_empty() {
+            return match adds_virtuals {
+                true => self.write_virtuals(table, &virtuals).await,
+                false => Ok(()),
+            };
         }
-        if !declared.virtuals.is_empty() {
-            let mut virtuals = table.definitions.virtuals.clone();
-            virtuals.extend(declared.virtuals);
-            self.write_virtuals(&table, &virtuals).await?;
-        }
+        let stamp = VersionStamp::of(&table.dataset).await?;
+        let computed: Vec<ComputedColumn> = fields
+            .iter()
+            .filter_map(|field| ComputedColumn::of_field(field).transpose())
+            .collect::<Result<_>>()?;
+        let metadata = virtuals_text(&virtuals)?.map(|text| (VIRTUAL_COLUMNS.to_string(), text));
+        let properties = |schema: &LanceSchema| {
+            let mut properties = Properties::new();
+            for column in &computed {
+                let id = schema.field(&column.name).map_or(-1, |field| field.id);
+                let state = ColumnState::unfilled(column, stamp.clone(), FIRST_REFRESH);
+                properties.extend([state.property(id)?]);
+            }
+            Ok(properties)
+        };
+        add_null_columns(&table.name, &table.dataset, fields, metadata, properties).await?;
         Ok(())
     }
 
-    pub(super) async fn write_virtuals(&self, table: &Table, virtuals: &[VirtualColumn]) -> Result<()> {
+    pub(super) async fn write_virtuals(
+        &self,
+        table: &Table,
+        virtuals: &[VirtualColumn],
+    ) -> Result<()> {
         let changes =
             MetadataChanges::from([(VIRTUAL_COLUMNS.to_string(), virtuals_text(virtuals)?)]);
         change_metadata(

@@ -13,7 +13,7 @@ use crate::sql::execute::Executor;
 use crate::sql::execute::create::{check_column_name, exists};
 use crate::sql::execute::dml::parse_expression;
 use crate::storage::Properties;
-use crate::storage::schema::{ColumnChange, alter_column, change_schema};
+use crate::storage::schema::{cast_column, change_schema};
 use crate::{Error, ErrorKind, Result};
 
 impl Executor {
@@ -32,14 +32,27 @@ impl Executor {
             return Ok(());
         }
         table.check_column(column)?;
+        if table.definitions.clash(&table.stored_schema()) == Some(column) {
+            // Of the two columns of that name the virtual one goes.
+            let mut virtuals = table.definitions.virtuals.clone();
+            virtuals.retain(|other| other.name != column);
+            return self.write_virtuals(table, &virtuals).await;
+        }
         let computed = table.definitions.all_dependents(column);
         let mut dropped = vec![column.to_string()];
         dropped.extend(computed.iter().cloned());
+        let left: Vec<Field> = self
+            .visible_schema(table)?
+            .fields()
+            .iter()
+            .filter(|field| !dropped.contains(field.name()))
+            .map(|field| field.as_ref().clone())
+            .collect();
         let views = self
             .database
-            .views_reading_columns(&table.name, &dropped)
+            .views_broken_by(&table.name, Schema::new(left))
             .await?;
-        if !cascade && !(computed.is_empty() && views.is_empty()) {
+        if !cascade && (!computed.is_empty() || !views.is_empty()) {
             let mut dependents: Vec<String> = computed
                 .iter()
                 .map(|name| format!("column '{name}'"))
@@ -96,10 +109,18 @@ impl Executor {
         table.check_column(from)?;
         check_column_name(to)?;
         self.is_new(table, to, false)?;
-        let read = [from.to_string()];
+        let renamed: Vec<Field> = self
+            .visible_schema(table)?
+            .fields()
+            .iter()
+            .map(|field| match field.name() == from {
+                true => field.as_ref().clone().with_name(to),
+                false => field.as_ref().clone(),
+            })
+            .collect();
         let views = self
             .database
-            .views_reading_columns(&table.name, &read)
+            .views_broken_by(&table.name, Schema::new(renamed))
             .await?;
         if let Some(view) = views.first() {
             return Err(Error::new(
@@ -197,7 +218,12 @@ impl Executor {
         Ok(new)
     }
 
-    pub(super) async fn set_type(&self, table: &Table, column: &str, data_type: &DataType) -> Result<()> {
+    pub(super) async fn set_type(
+        &self,
+        table: &Table,
+        column: &str,
+        data_type: &DataType,
+    ) -> Result<()> {
         let field = plain_column(table, column, "ALTER COLUMN … TYPE")?;
         if field.data_type() == data_type {
             return Ok(());
@@ -235,8 +261,7 @@ impl Executor {
                 plan_expression(&self.context.state(), &schema, text, &purpose)?;
             }
         }
-        let change = ColumnChange::Type(data_type.clone());
-        alter_column(&table.name, &table.dataset, column, change).await?;
+        cast_column(&table.name, &table.dataset, column, data_type.clone()).await?;
         Ok(())
     }
 }

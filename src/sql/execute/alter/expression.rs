@@ -22,7 +22,7 @@ impl Executor {
     ) -> Result<()> {
         table.check_column(column)?;
         let virtual_column = table.definitions.virtual_column(column).cloned();
-        if virtual_column.is_none() && !table.definitions.stored.contains_key(column) {
+        if !table.definitions.is_computed(column) {
             return Err(not_computed(table, column));
         }
         let schema = self.visible_schema(table)?;
@@ -80,11 +80,21 @@ impl Executor {
             .into_iter()
             .map(|(key, value)| (key, Some(value)))
             .collect();
-        self.change_field(table, column, changes, Properties::from([state.property(id)?]))
-            .await
+        self.change_field(
+            table,
+            column,
+            changes,
+            Properties::from([state.property(id)?]),
+        )
+        .await
     }
 
-    pub(super) async fn drop_expression(&self, table: &Table, column: &str, if_exists: bool) -> Result<()> {
+    pub(super) async fn drop_expression(
+        &self,
+        table: &Table,
+        column: &str,
+        if_exists: bool,
+    ) -> Result<()> {
         table.check_column(column)?;
         if table.definitions.virtual_column(column).is_some() {
             return Err(Error::invalid(format!(
@@ -93,7 +103,7 @@ impl Executor {
             ))
             .with_hint("DROP COLUMN drops it"));
         }
-        if !table.definitions.stored.contains_key(column) {
+        if !table.definitions.is_computed(column) {
             if if_exists {
                 self.notice(format!("column '{column}' is a plain column already"));
                 return Ok(());

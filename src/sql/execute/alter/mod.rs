@@ -1,26 +1,26 @@
 //! ALTER TABLE.
 //!
 //! Each action is one commit, but for columns that are added side by side, which share one: so
-//! they may read one another. An action that fails leaves what the actions before it did.
+//! they may read one another. Names are checked before anything is changed; an action that fails on the
+//! data (a cast, a NULL) leaves what the actions before it did.
 
 mod add;
 mod change;
 mod expression;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use datafusion::arrow::datatypes::{Field, Schema};
 use datafusion::prelude::DataFrame;
 
 use super::Executor;
+use super::create::exists;
 use super::report::Done;
 use crate::database::Table;
 use crate::database::definition::{DEFAULT, VirtualColumn};
 use crate::sql::statement::{AlterAction, AlterTable};
-use crate::storage::schema::{
-    ColumnChange, MetadataChanges, alter_column, change_metadata, enable_row_tracking,
-};
+use crate::storage::schema::{MetadataChanges, change_metadata, enable_row_tracking, set_nullable};
 use crate::storage::{Properties, with_retries};
 use crate::{Error, Result};
 
@@ -32,6 +32,7 @@ impl Executor {
             self.notice(format!("table '{name}' does not exist; nothing was done"));
             return self.done(vec![Done::altered("ALTER TABLE", name, None)], started);
         }
+        self.check_names(&name, &alter.actions).await?;
         let mut actions = alter.actions.into_iter().peekable();
         while let Some(action) = actions.next() {
             match action {
@@ -64,6 +65,64 @@ impl Executor {
         )
     }
 
+    /// Checks, before anything is changed, that every action finds the columns that it names, as the
+    /// actions before it leave them.
+    async fn check_names(&self, name: &str, actions: &[AlterAction]) -> Result<()> {
+        let table = self.database.table(name).await?;
+        let mut columns: BTreeSet<String> = table
+            .column_names()
+            .into_iter()
+            .map(str::to_string)
+            .collect();
+        let missing = |columns: &BTreeSet<String>, column: &str| {
+            Error::not_found("column", column, columns.iter().map(String::as_str))
+                .context(format!("table '{name}'"))
+        };
+        for action in actions {
+            let named = match action {
+                AlterAction::AddColumn {
+                    if_not_exists,
+                    column,
+                } => {
+                    if !columns.insert(column.name.clone()) && !if_not_exists {
+                        let error = exists("column", &column.name);
+                        return Err(error.context(format!("table '{name}'")));
+                    }
+                    continue;
+                }
+                AlterAction::AddColumns { fields, prefix, .. } => {
+                    columns.extend(fields.iter().map(|field| format!("{prefix}{field}")));
+                    continue;
+                }
+                AlterAction::RenameTable { .. } | AlterAction::EnableRowTracking => continue,
+                AlterAction::DropColumn {
+                    column, if_exists, ..
+                } => {
+                    if !columns.remove(column) && !if_exists {
+                        return Err(missing(&columns, column));
+                    }
+                    continue;
+                }
+                AlterAction::RenameColumn { from, to } => {
+                    if !columns.remove(from) {
+                        return Err(missing(&columns, from));
+                    }
+                    columns.insert(to.clone());
+                    continue;
+                }
+                AlterAction::SetType { column, .. }
+                | AlterAction::SetNullable { column, .. }
+                | AlterAction::SetDefault { column, .. }
+                | AlterAction::SetExpression { column, .. }
+                | AlterAction::DropExpression { column, .. } => column,
+            };
+            if !columns.contains(named) {
+                return Err(missing(&columns, named));
+            }
+        }
+        Ok(())
+    }
+
     async fn alter_one(&self, name: &str, action: &AlterAction) -> Result<()> {
         let table = self.database.table(name).await?;
         match action {
@@ -71,7 +130,10 @@ impl Executor {
                 fields,
                 prefix,
                 expression,
-            } => self.add_struct_columns(&table, fields, prefix, expression).await,
+            } => {
+                self.add_struct_columns(&table, fields, prefix, expression)
+                    .await
+            }
             AlterAction::DropColumn {
                 column,
                 if_exists,
@@ -83,8 +145,7 @@ impl Executor {
             }
             AlterAction::SetNullable { column, nullable } => {
                 plain_column(&table, column, "ALTER COLUMN … NOT NULL")?;
-                let change = ColumnChange::Nullable(*nullable);
-                alter_column(name, &table.dataset, column, change).await?;
+                set_nullable(name, &table.dataset, column, *nullable).await?;
                 Ok(())
             }
             AlterAction::SetDefault { column, default } => {
@@ -167,4 +228,3 @@ fn plain_column(table: &Table, column: &str, statement: &str) -> Result<Field> {
         .cloned()
         .map_err(|error| Error::internal(error.to_string()))
 }
-

@@ -1,0 +1,32 @@
+//! The benchmarks.
+
+mod append;
+pub mod memory;
+mod metadata;
+mod pylance;
+mod query;
+mod refresh;
+
+use crate::kit::{Report, Result, Settings};
+
+/// Names of all benchmarks.
+pub fn names() -> Vec<&'static str> {
+    vec![
+        "refresh", "pylance", "memory", "append", "nothing", "describe", "start", "query",
+    ]
+}
+
+/// Runs the benchmark `name`.
+pub async fn run(name: &str, settings: &Settings) -> Result<Report> {
+    match name {
+        "refresh" => refresh::run(settings).await,
+        "pylance" => pylance::run(settings).await,
+        "memory" => memory::run(settings).await,
+        "append" => append::run(settings).await,
+        "nothing" => metadata::nothing(settings).await,
+        "describe" => metadata::describe(settings).await,
+        "start" => metadata::start(settings).await,
+        "query" => query::run(settings).await,
+        other => Err(format!("there is no benchmark '{other}'").into()),
+    }
+}
