@@ -1,7 +1,7 @@
 //! Changes of a table's schema and of the metadata in it. Only a cast, a default for rows that are
 //! there, and a check for NULLs touch data.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use datafusion::arrow::array::{RecordBatch, RecordBatchOptions};
@@ -12,6 +12,7 @@ use lance::Dataset;
 use lance::dataset::transaction::{Operation, UpdateMap, UpdateMapEntry};
 use lance::dataset::{BatchUDF, ColumnAlteration, NewColumnTransform};
 use lance_core::ROW_ADDR;
+use lance_core::datatypes::Field as LanceField;
 pub use lance_core::datatypes::Schema as LanceSchema;
 
 use super::blob::written_array;
@@ -54,6 +55,28 @@ pub async fn add_null_columns(
         preserves_nullability,
     };
     commit(table, dataset, operation, properties, None).await
+}
+
+/// Whether every fragment keeps a file when the columns `dropped` are gone. Lance can't tell the rows of
+/// one without files; that would be so where the other columns were added after its rows, and never
+/// got values.
+pub fn keeps_data(dataset: &Dataset, dropped: &[String]) -> bool {
+    let kept: BTreeSet<i32> = dataset
+        .schema()
+        .fields
+        .iter()
+        .filter(|field| !dropped.contains(&field.name))
+        .flat_map(field_and_nested_ids)
+        .collect();
+    dataset.fragments().iter().all(|fragment| {
+        let mut ids = fragment.files.iter().flat_map(|file| file.fields.iter());
+        ids.any(|id| kept.contains(id))
+    })
+}
+
+fn field_and_nested_ids(field: &LanceField) -> Vec<i32> {
+    let nested = field.children.iter().flat_map(field_and_nested_ids);
+    std::iter::once(field.id).chain(nested).collect()
 }
 
 /// Commits the schema that `change` makes of the present one: fields renamed, dropped or with

@@ -13,7 +13,7 @@ use crate::sql::execute::Executor;
 use crate::sql::execute::create::{check_column_name, exists};
 use crate::sql::execute::dml::parse_expression;
 use crate::storage::Properties;
-use crate::storage::schema::{cast_column, change_schema};
+use crate::storage::schema::{cast_column, change_schema, keeps_data};
 use crate::{Error, ErrorKind, Result};
 
 impl Executor {
@@ -68,6 +68,7 @@ impl Executor {
             )
             .with_hint("DROP COLUMN … CASCADE drops them too"));
         }
+        check_data_left(table, column, &dropped)?;
         let virtuals: Vec<VirtualColumn> = table
             .definitions
             .virtuals
@@ -264,6 +265,27 @@ impl Executor {
         cast_column(&table.name, &table.dataset, column, data_type.clone()).await?;
         Ok(())
     }
+}
+
+/// Fails if rows would be left without any value that is stored.
+fn check_data_left(table: &Table, column: &str, dropped: &[String]) -> Result<()> {
+    if keeps_data(&table.dataset, dropped) {
+        return Ok(());
+    }
+    let error = Error::invalid(format!(
+        "column '{column}' of table '{}' can't be dropped: some rows have no value in another column",
+        table.name
+    ));
+    let fields = &table.dataset.schema().fields;
+    Err(
+        match fields.iter().find(|field| !dropped.contains(&field.name)) {
+            Some(field) => error.with_hint(format!(
+                "UPDATE {} SET {1} = {1} writes them first",
+                table.name, field.name
+            )),
+            None => error.with_hint(format!("DROP TABLE {}", table.name)),
+        },
+    )
 }
 
 /// Replaces a column's name in the text of an expression.
