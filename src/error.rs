@@ -244,6 +244,8 @@ impl From<arrow::error::ArrowError> for Error {
 
 /// The one of `known` that `name` was probably meant to be.
 pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    // One wrong letter of one letter is another name, not a slip.
+    let letters = name.chars().count();
     known
         .into_iter()
         .map(|candidate| {
@@ -255,7 +257,9 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
             };
             (distance, candidate)
         })
-        .filter(|(distance, candidate)| *distance <= 1 + candidate.chars().count().min(9) / 3)
+        .filter(|(distance, candidate)| {
+            *distance <= 1 + candidate.chars().count().min(9) / 3 && *distance < letters
+        })
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
 }
