@@ -49,7 +49,8 @@ fn operation_name(operation: &Operation) -> String {
         Operation::Delete { .. } => "DELETE",
         Operation::Overwrite { .. } => "CREATE",
         Operation::CreateIndex { .. } => "CREATE INDEX",
-        Operation::Rewrite { .. } => "OPTIMIZE",
+        // A compaction first sets the ids of its fragments aside, in a version of its own.
+        Operation::Rewrite { .. } | Operation::ReserveFragments { .. } => "OPTIMIZE",
         Operation::DataReplacement { .. } => "REFRESH COLUMN",
         Operation::Update { .. } => "UPDATE",
         Operation::Merge { .. } | Operation::Project { .. } | Operation::UpdateConfig { .. } => {
