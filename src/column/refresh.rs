@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use datafusion::execution::SessionState;
-use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use futures::StreamExt;
 use lance::Dataset;
 
@@ -288,9 +288,6 @@ fn is_asked_for(table: &Table, request: &Refresh, column: &Column) -> bool {
 
 /// Ids of the rows of `table`, at its version, for which `filter` is true.
 async fn matching_rows(state: &SessionState, table: &Table, filter: &str) -> Result<RowSet> {
-    use datafusion::arrow::array::AsArray;
-    use datafusion::arrow::datatypes::UInt64Type;
-
     let name = TableName {
         name: &table.name,
         version: Some(table.version()),
@@ -304,20 +301,7 @@ async fn matching_rows(state: &SessionState, table: &Table, filter: &str) -> Res
     );
     let plan = state.create_logical_plan(&query).await?;
     let plan = state.create_physical_plan(&plan).await?;
-    let mut rows = RowSet::default();
-    let mut batches = datafusion::physical_plan::execute_stream(plan, state.task_ctx())?;
-    while let Some(batch) = batches.next().await {
-        let batch = batch?;
-        rows.extend(
-            batch
-                .column(0)
-                .as_primitive::<UInt64Type>()
-                .values()
-                .iter()
-                .copied(),
-        );
-    }
-    Ok(rows)
+    RowSet::collect(execute_stream(plan, state.task_ctx())?).await
 }
 
 async fn run_pass(

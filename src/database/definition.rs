@@ -291,11 +291,25 @@ impl Definitions {
     /// Columns on a way from `from` back to `to` through inputs, ends included; `None` if there
     /// is none. Used to refuse cycles and to name them.
     pub fn path(&self, from: &str, to: &str) -> Option<Vec<String>> {
+        self.path_avoiding(from, to, &mut BTreeSet::new())
+    }
+
+    /// As [`path`](Self::path), not through the columns that were `seen`: definitions that others wrote
+    /// may be circular.
+    fn path_avoiding<'a>(
+        &'a self,
+        from: &'a str,
+        to: &str,
+        seen: &mut BTreeSet<&'a str>,
+    ) -> Option<Vec<String>> {
         if from == to {
             return Some(vec![from.to_string()]);
         }
+        if !seen.insert(from) {
+            return None;
+        }
         self.inputs_of(from)?.iter().find_map(|input| {
-            self.path(input, to).map(|mut rest| {
+            self.path_avoiding(input, to, seen).map(|mut rest| {
                 rest.insert(0, from.to_string());
                 rest
             })
@@ -314,4 +328,40 @@ fn unreadable(column: &str, why: &str) -> Error {
         format!("the definition of column '{column}' can't be read: {why}"),
     )
     .with_hint("ALTER COLUMN … SET EXPRESSION writes a new one")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reading(inputs: &[(&str, &str)]) -> Definitions {
+        let stored = inputs.iter().map(|(name, input)| {
+            let column = ComputedColumn {
+                name: name.to_string(),
+                expression: input.to_string(),
+                struct_field: None,
+                input_names: BTreeSet::from([input.to_string()]),
+            };
+            (name.to_string(), column)
+        });
+        Definitions {
+            stored: stored.collect(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_path_leads_through_inputs() {
+        let definitions = reading(&[("c", "b"), ("b", "a")]);
+        let path = ["c", "b", "a"].map(str::to_string).to_vec();
+        assert_eq!(definitions.path("c", "a"), Some(path));
+        assert_eq!(definitions.path("b", "c"), None);
+    }
+
+    #[test]
+    fn circular_definitions_of_others_come_to_an_end() {
+        let definitions = reading(&[("a", "b"), ("b", "a"), ("c", "a")]);
+        assert_eq!(definitions.path("c", "x"), None);
+        assert!(definitions.path("a", "b").is_some());
+    }
 }

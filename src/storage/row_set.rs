@@ -14,6 +14,10 @@ use std::ops::Range;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use datafusion::arrow::array::AsArray;
+use datafusion::arrow::datatypes::UInt64Type;
+use datafusion::execution::SendableRecordBatchStream;
+use futures::StreamExt;
 use lance_table::rowids::RowIdSequence;
 use lance_table::rowids::segment::U64Segment;
 use roaring::RoaringTreemap;
@@ -103,6 +107,18 @@ impl RowSet {
     /// Whether the row is in the set.
     pub fn contains(&self, id: u64) -> bool {
         self.ids.contains(id)
+    }
+
+    /// The ids that a stream of batches gives in its first column.
+    pub async fn collect(mut batches: SendableRecordBatchStream) -> Result<Self> {
+        let mut set = Self::new();
+        while let Some(batch) = batches.next().await {
+            let batch = batch?;
+            let ids = batch.column(0).as_primitive_opt::<UInt64Type>();
+            let ids = ids.ok_or_else(|| Error::internal("row ids are UInt64"))?;
+            set.extend(ids.values().iter().copied());
+        }
+        Ok(set)
     }
 
     /// Its ids in `range`, ascending; looks only at those.

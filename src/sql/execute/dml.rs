@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use datafusion::arrow::array::{Array, AsArray, RecordBatch};
-use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef, UInt64Type};
+use datafusion::arrow::array::{Array, RecordBatch};
+use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::common::{DataFusionError, ScalarValue};
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::logical_expr::{
@@ -337,21 +337,10 @@ impl Executor {
         let values = [format!("{alias}._rowaddr")];
         let query = target_query(&table, &alias, &values, &delete.using, &delete.selection);
         let plan = self.context.state().create_logical_plan(&query).await?;
-        let mut batches = DataFrame::new(self.context.state(), plan)
+        let rows = DataFrame::new(self.context.state(), plan)
             .execute_stream()
             .await?;
-        let mut addresses = RowSet::default();
-        while let Some(batch) = batches.next().await {
-            let batch = batch?;
-            addresses.extend(
-                batch
-                    .column(0)
-                    .as_primitive::<UInt64Type>()
-                    .values()
-                    .iter()
-                    .copied(),
-            );
-        }
+        let addresses = RowSet::collect(rows).await?;
         if addresses.is_empty() {
             return Ok((table.version(), 0));
         }
