@@ -29,6 +29,8 @@ pub enum ErrorKind {
     Dependents,
     /// Other writers kept changing the table for as long as we retried.
     Conflict,
+    /// Another job works on the object.
+    Busy,
     /// An expression failed on a row.
     Computation,
     /// The store, or a file in it, could not be read or written.

@@ -31,7 +31,7 @@
 //! ```
 //!
 //! The rooms of the crate, from the top: [`shell`] (the command), [`session`], [`sql`] (the dialect),
-//! [`column`] (computed columns), [`database`] (catalog, definitions, system tables), [`delta`] (what
+//! [`column`] (computed columns), [`job`] (refreshes that survive their process), [`database`] (catalog, definitions, system tables), [`delta`] (what
 //! changed between versions), [`storage`] (all calls to Lance), [`engine`] (where plans run). Imports
 //! point down this list only.
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
@@ -45,6 +45,7 @@ pub mod database;
 pub mod delta;
 pub mod engine;
 mod error;
+pub mod job;
 pub mod session;
 pub mod shell;
 pub mod sql;

@@ -22,6 +22,10 @@ use crate::column::system_tables;
 use crate::database::blob::blob_functions;
 use crate::database::system::SystemSchema;
 use crate::database::{CATALOG_NAME, Database, DatabaseCatalog, LanceTable, SCHEMA_NAME};
+use crate::job;
+use crate::job::clock::{Clock, SystemClock};
+use crate::job::jobs::Jobs;
+use crate::job::ledger::Ledger;
 use crate::sql::execute::Executor;
 use crate::sql::parse;
 use crate::sql::statement::Statement;
@@ -42,6 +46,7 @@ pub struct HeadwaterBuilder {
     context: Option<SessionContext>,
     functions: Vec<ScalarUDF>,
     storage_options: HashMap<String, String>,
+    clock: Arc<dyn Clock>,
 }
 
 impl fmt::Debug for HeadwaterBuilder {
@@ -60,6 +65,7 @@ impl Default for HeadwaterBuilder {
             context: None,
             functions: Vec::new(),
             storage_options: HashMap::new(),
+            clock: Arc::new(SystemClock),
         }
     }
 }
@@ -112,6 +118,11 @@ impl Headwater {
         &self.executor.database
     }
 
+    /// The jobs of this process.
+    pub fn jobs(&self) -> &Arc<Jobs> {
+        &self.executor.jobs
+    }
+
     /// Takes the notices that statements have left since the last call: things that a
     /// user should know although the statement worked.
     pub fn take_notices(&self) -> Vec<String> {
@@ -145,6 +156,12 @@ impl HeadwaterBuilder {
         self
     }
 
+    /// What tells the time of day that jobs write down; the machine's clock if nothing is said.
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+
     /// Opens the database.
     ///
     /// # Errors
@@ -172,7 +189,13 @@ impl HeadwaterBuilder {
         let context = SessionContext::new_with_state(state);
         let catalog: Arc<dyn CatalogProvider> = Arc::new(DatabaseCatalog::new(
             Arc::clone(&database),
-            SystemSchema::new(Arc::clone(&database), system_tables()),
+            SystemSchema::new(
+                Arc::clone(&database),
+                system_tables()
+                    .into_iter()
+                    .chain(job::system::system_tables(&self.clock))
+                    .collect(),
+            ),
         ));
         context.register_catalog(CATALOG_NAME, catalog);
         for function in blob_functions(database.root().blobs()) {
@@ -186,8 +209,9 @@ impl HeadwaterBuilder {
             Box::new(move || state.upgrade().map(|state| state.read().clone())),
             file_schema(&context, database.root().options().clone())?,
         );
+        let jobs = Jobs::new(Ledger::new(database, self.clock));
         Ok(Headwater {
-            executor: Executor::new(context, database),
+            executor: Executor::new(context, Arc::new(jobs)),
         })
     }
 }

@@ -15,7 +15,7 @@ use super::state::{ColumnState, FoundState, Pending, find_states};
 use crate::database::definition::{ComputedColumn, Definitions};
 use crate::database::expression::plan_expression;
 use crate::database::{Database, Table};
-use crate::delta::{self, Delta, FieldIdentity};
+use crate::delta::{self, Delta, FieldIdentity, RowChanges, VersionStamp};
 use crate::storage::RowSet;
 use crate::{Error, ErrorKind, Result};
 
@@ -278,20 +278,8 @@ async fn assess_one(
         Delta::Rows(changes) => changes,
     };
     let pending = pending.difference(&changes.deleted);
-    let mut stale = changes.updated;
-    if !changes.unconfirmed.is_empty() {
-        // Pending rows are computed in any case: no need to look at them.
-        let candidates = changes.unconfirmed.clone().difference(&pending);
-        stale = stale.difference(&changes.unconfirmed);
-        let confirmed = delta::confirm(
-            &table.dataset,
-            state.watermark.version,
-            &candidates,
-            &column.inputs,
-        )
-        .await?;
-        stale.union_with(&confirmed);
-    }
+    // Pending rows are computed in any case: no need to look at them.
+    let stale = updated_rows(table, column, &state.watermark, &changes, &pending).await?;
     Ok(Assessment {
         watermark,
         full_reason: None,
@@ -301,9 +289,45 @@ async fn assess_one(
     })
 }
 
+/// The rows whose inputs changed between `since` and the version of `table`, of all that live at both;
+/// `None` if that can't be told.
+pub(super) async fn rows_changed(
+    table: &Table,
+    column: &Column,
+    since: &VersionStamp,
+) -> Result<Option<RowSet>> {
+    match delta::changes(&table.dataset, since, &column.inputs).await? {
+        Delta::Everything(_) => Ok(None),
+        Delta::Rows(changes) => {
+            let besides = RowSet::default();
+            let changed = updated_rows(table, column, since, &changes, &besides).await?;
+            Ok(Some(changed))
+        }
+    }
+}
+
+/// The updated rows of a delta since `since`. Where the commits don't tell whether a row's inputs
+/// changed, their values are compared, but not for the rows of `besides`, which may be left out.
+async fn updated_rows(
+    table: &Table,
+    column: &Column,
+    since: &VersionStamp,
+    changes: &RowChanges,
+    besides: &RowSet,
+) -> Result<RowSet> {
+    if changes.unconfirmed.is_empty() {
+        return Ok(changes.updated.clone());
+    }
+    let candidates = changes.unconfirmed.clone().difference(besides);
+    let confirmed =
+        delta::confirm(&table.dataset, since.version, &candidates, &column.inputs).await?;
+    let certain = changes.updated.clone().difference(&changes.unconfirmed);
+    Ok(certain.union(&confirmed))
+}
+
 /// Whether inputs are the columns they were. A rename changes the expression with it, so the
 /// name does not matter, only which field it is.
-fn same_fields(then: &[FieldIdentity], now: &[FieldIdentity]) -> bool {
+pub(super) fn same_fields(then: &[FieldIdentity], now: &[FieldIdentity]) -> bool {
     let identities = |fields: &[FieldIdentity]| -> BTreeSet<(i32, String)> {
         fields
             .iter()

@@ -7,31 +7,35 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use datafusion::arrow::array::{
     Array, ArrayRef, AsArray, BooleanArray, RecordBatch, StructArray, UInt64Array,
 };
 use datafusion::arrow::compute::kernels::zip::zip;
-use datafusion::arrow::compute::{cast_with_options, filter_record_batch};
+use datafusion::arrow::compute::{cast_with_options, filter_record_batch, interleave};
 use datafusion::arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef, UInt64Type};
 use datafusion::common::Result as DataFusionResult;
 use datafusion::common::cast::as_struct_array;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
-use datafusion::physical_expr_common::utils::scatter;
 use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType};
 use datafusion::physical_plan::metrics::{BaselineMetrics, ExecutionPlanMetricsSet, MetricsSet};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties,
 };
-use futures::StreamExt;
+use futures::{StreamExt, stream};
 use lance::Dataset;
 
 use super::assess::Rows;
+use super::staged::FragmentValues;
+use super::work::{Checkpointer, Work};
+use crate::job::counters::{Count, Phase};
+use crate::job::record::RowError;
 use crate::storage::RowSet;
-use crate::storage::fragments::id_at;
-use crate::{Error, ErrorKind};
+use crate::storage::fragments::{id_at, ids_of_addresses};
+use crate::{Error, ErrorKind, Result};
 
 /// The name of the column of row addresses.
 pub const ROW_ADDRESS: &str = "_rowaddr";
@@ -60,17 +64,20 @@ pub struct ColumnComputeExec {
     table: String,
     dataset: Arc<Dataset>,
     columns: Arc<[ColumnValue]>,
+    /// The job that it works for; `None` in a plan that is only shown.
+    work: Option<Arc<Work>>,
     properties: Arc<PlanProperties>,
     metrics: ExecutionPlanMetricsSet,
 }
 
 impl ColumnComputeExec {
-    /// Computes `columns` of `table` from the batches of `input`.
+    /// Computes `columns` of `table` from the batches of `input`, for a job if it is run.
     pub fn new(
         input: Arc<dyn ExecutionPlan>,
         table: String,
         dataset: Arc<Dataset>,
         columns: Arc<[ColumnValue]>,
+        work: Option<Arc<Work>>,
     ) -> Self {
         let mut fields: Vec<FieldRef> = columns
             .iter()
@@ -90,6 +97,7 @@ impl ColumnComputeExec {
             table,
             dataset,
             columns,
+            work,
             properties: Arc::new(properties),
             metrics: ExecutionPlanMetricsSet::new(),
         }
@@ -145,6 +153,7 @@ impl ExecutionPlan for ColumnComputeExec {
             self.table.clone(),
             Arc::clone(&self.dataset),
             Arc::clone(&self.columns),
+            self.work.clone(),
         )))
     }
 
@@ -162,32 +171,25 @@ impl ExecutionPlan for ColumnComputeExec {
         partition: usize,
         context: Arc<TaskContext>,
     ) -> DataFusionResult<SendableRecordBatchStream> {
-        let input = self.input.execute(partition, context)?;
-        let metrics = BaselineMetrics::new(&self.metrics, partition);
         let schema = self.schema();
-        let computer = Arc::new(Computer {
-            table: self.table.clone(),
-            dataset: Arc::clone(&self.dataset),
-            columns: Arc::clone(&self.columns),
-            schema: Arc::clone(&schema),
-        });
-        let stream = input.then(move |batch| {
-            let computer = Arc::clone(&computer);
-            let timer = metrics.elapsed_compute().timer();
-            let done = batch
-                .map_err(Failure::Input)
-                .and_then(|batch| computer.compute(&batch));
-            drop(timer);
-            if let Ok(batch) = &done {
-                metrics.record_output(batch.num_rows());
-            }
-            async move {
-                match done {
-                    Ok(batch) => Ok(batch),
-                    Err(Failure::Input(error)) => Err(error),
-                    Err(Failure::Row(failure)) => Err(computer.explain(failure).await.into()),
-                }
-            }
+        let unit = Unit {
+            input: self.input.execute(partition, context)?,
+            computer: Computer {
+                table: self.table.clone(),
+                dataset: Arc::clone(&self.dataset),
+                columns: Arc::clone(&self.columns),
+                schema: Arc::clone(&schema),
+            },
+            metrics: BaselineMetrics::new(&self.metrics, partition),
+            checkpointer: self.work.clone().map(Checkpointer::new),
+            work: self.work.clone(),
+            staged: None,
+            batch: None,
+            next: 0,
+        };
+        let stream = stream::try_unfold(unit, |mut unit| async move {
+            let batch = unit.next().await?;
+            Ok(batch.map(|batch| (batch, unit)))
         });
         Ok(Box::pin(RecordBatchStreamAdapter::new(schema, stream)))
     }
@@ -195,6 +197,189 @@ impl ExecutionPlan for ColumnComputeExec {
     fn metrics(&self) -> Option<MetricsSet> {
         Some(self.metrics.clone_inner())
     }
+}
+
+/// One partition on its way: the rows of one fragment, or of a part of it.
+struct Unit {
+    input: SendableRecordBatchStream,
+    computer: Computer,
+    metrics: BaselineMetrics,
+    work: Option<Arc<Work>>,
+    checkpointer: Option<Checkpointer>,
+    /// What earlier runs have computed of the fragment.
+    staged: Option<FragmentValues>,
+    /// The batch of the input that is being computed, and the first row that is left of it.
+    batch: Option<RecordBatch>,
+    next: usize,
+}
+
+impl Unit {
+    /// The next rows, computed.
+    async fn next(&mut self) -> Result<Option<RecordBatch>> {
+        let waited = Instant::now();
+        let batch = loop {
+            if let Some(batch) = self
+                .batch
+                .take()
+                .filter(|batch| self.next < batch.num_rows())
+            {
+                break batch;
+            }
+            self.next = 0;
+            match self.input.next().await {
+                None => return Ok(None),
+                Some(batch) => self.batch = Some(batch?),
+            }
+        };
+        let rows = self
+            .work
+            .as_ref()
+            .map_or(usize::MAX, |work| work.pace.rows());
+        let rows = rows.min(batch.num_rows() - self.next);
+        let chosen = batch.slice(self.next, rows);
+        self.next += rows;
+        self.batch = Some(batch);
+        let addresses = addresses_of(&chosen)?;
+        let fragment = addresses.values().first().map_or(0, |first| first >> 32);
+        if let Some(work) = &self.work {
+            work.counters.spent_since(Phase::Reading, waited);
+            if self.staged.is_none() && !work.staged.is_empty() {
+                let values = FragmentValues::new(
+                    Arc::clone(&work.database),
+                    &self.computer.table,
+                    Arc::clone(&self.computer.dataset),
+                    Arc::clone(&work.staged),
+                    fragment,
+                );
+                self.staged = Some(values.await?);
+            }
+        }
+        if let Some(checkpointer) = &mut self.checkpointer {
+            checkpointer.obey(fragment).await?;
+        }
+        let staged = self.staged_values(&addresses).await?;
+        let started = Instant::now();
+        let computed = {
+            let _timer = self.metrics.elapsed_compute().timer();
+            self.computer.compute(&chosen, &addresses, &staged)
+        };
+        let took = started.elapsed();
+        let Computed { batch, evaluated } = match computed {
+            Ok(computed) => computed,
+            Err(Failure::Input(error)) => return Err(error.into()),
+            Err(Failure::Row(failure)) => {
+                let work = self.work.as_deref();
+                return Err(Self::fail(&self.computer, work, failure).await);
+            }
+        };
+        self.metrics.record_output(batch.num_rows());
+        self.count(rows, took, &evaluated, &staged);
+        if let Some(checkpointer) = &mut self.checkpointer
+            && evaluated
+                .iter()
+                .any(|mask| mask.as_ref().is_none_or(|m| m.true_count() > 0))
+        {
+            let columns: Vec<usize> = (0..evaluated.len()).collect();
+            let values = batch.project(&columns)?;
+            let table = &self.computer.table;
+            let dataset = &self.computer.dataset;
+            let ids = ids_of_addresses(table, dataset, addresses.values()).await?;
+            checkpointer
+                .add(fragment, ids.into(), values, evaluated, took)
+                .await?;
+        }
+        Ok(Some(batch))
+    }
+
+    /// By column: the rows that an earlier run has computed, and their values.
+    async fn staged_values(
+        &mut self,
+        addresses: &UInt64Array,
+    ) -> Result<Vec<Option<(BooleanArray, ArrayRef)>>> {
+        let columns = Arc::clone(&self.computer.columns);
+        let mut found = vec![None; columns.len()];
+        let Some(staged) = &mut self.staged else {
+            return Ok(found);
+        };
+        for (place, (column, found)) in columns.iter().zip(&mut found).enumerate() {
+            let known = staged.offsets(place);
+            if known.is_empty() {
+                continue;
+            }
+            let wanted = selected(&column.rows, addresses);
+            let mask: BooleanArray = addresses
+                .values()
+                .iter()
+                .enumerate()
+                .map(|(row, address)| {
+                    let wanted = wanted.as_ref().is_none_or(|mask| mask.value(row));
+                    Some(wanted && known.contains(*address as u32))
+                })
+                .collect();
+            let offsets: Vec<u32> = addresses
+                .values()
+                .iter()
+                .zip(&mask)
+                .filter(|(_, known)| *known == Some(true))
+                .map(|(address, _)| *address as u32)
+                .collect();
+            if !offsets.is_empty() {
+                *found = Some((mask, staged.values(place, &offsets).await?));
+            }
+        }
+        Ok(found)
+    }
+
+    fn count(
+        &self,
+        rows: usize,
+        took: Duration,
+        evaluated: &[Option<BooleanArray>],
+        staged: &[Option<(BooleanArray, ArrayRef)>],
+    ) {
+        let Some(work) = &self.work else { return };
+        let evaluated: usize = evaluated
+            .iter()
+            .map(|mask| mask.as_ref().map_or(rows, BooleanArray::true_count))
+            .sum();
+        let reused: usize = staged
+            .iter()
+            .flatten()
+            .map(|(_, values)| values.len())
+            .sum();
+        work.counters.spent(Phase::Computing, took);
+        work.counters.add(Count::RowsComputed, evaluated as u64);
+        work.counters.add(Count::RowsReused, reused as u64);
+        work.pace
+            .learn(evaluated / self.computer.columns.len().max(1), took);
+    }
+
+    /// The error of a row that failed, which is written down too.
+    async fn fail(computer: &Computer, work: Option<&Work>, failure: RowFailure) -> Error {
+        let (error, row) = computer.explain(failure).await;
+        if let Some(work) = work {
+            work.counters.add(Count::RowsFailed, 1);
+            let ledger = &work.ledger;
+            // The error itself matters more than its record.
+            let _ = ledger
+                .failed_rows(
+                    &work.job,
+                    &[RowError {
+                        at: ledger.now(),
+                        ..row
+                    }],
+                )
+                .await;
+        }
+        error
+    }
+}
+
+/// A batch that is computed.
+struct Computed {
+    batch: RecordBatch,
+    /// The rows for which the expression was evaluated, by column; `None` for all.
+    evaluated: Vec<Option<BooleanArray>>,
 }
 
 /// Why a batch could not be computed.
@@ -206,6 +391,7 @@ enum Failure {
 /// An expression failed on a row.
 struct RowFailure {
     column: String,
+    expression: String,
     address: u64,
     error: datafusion::common::DataFusionError,
 }
@@ -218,79 +404,108 @@ struct Computer {
 }
 
 impl Computer {
-    fn compute(&self, batch: &RecordBatch) -> Result<RecordBatch, Failure> {
-        let addresses = batch
-            .column_by_name(ROW_ADDRESS)
-            .map(|column| column.as_primitive::<UInt64Type>().clone())
-            .ok_or_else(|| Failure::Input(Error::internal("the scan gives no addresses").into()))?;
+    /// Computes the columns for the rows of `batch`. `staged` has, by column, the rows whose values
+    /// are known, and these.
+    fn compute(
+        &self,
+        batch: &RecordBatch,
+        addresses: &UInt64Array,
+        staged: &[Option<(BooleanArray, ArrayRef)>],
+    ) -> Result<Computed, Failure> {
+        let rows = batch.num_rows();
         let mut results: Vec<ArrayRef> = Vec::with_capacity(self.columns.len() + 1);
+        let mut masks: Vec<Option<BooleanArray>> = Vec::with_capacity(self.columns.len());
+        // Columns of one struct call are evaluated once.
         let mut shared: Vec<(usize, ArrayRef)> = Vec::new();
-        for (index, column) in self.columns.iter().enumerate() {
-            let mask = selected(&column.rows, &addresses);
-            let old = || {
-                if let Some(value) = &column.old_value {
-                    let value = value.evaluate(batch).map_err(Failure::Input)?;
-                    return value.into_array(batch.num_rows()).map_err(Failure::Input);
-                }
-                batch
-                    .column_by_name(column.field.name())
-                    .cloned()
-                    .ok_or_else(|| {
-                        Failure::Input(Error::internal("the scan gives no old values").into())
-                    })
+        for (index, (column, staged)) in self.columns.iter().zip(staged).enumerate() {
+            let wanted = selected(&column.rows, addresses);
+            let mask = match staged {
+                None => wanted.clone(),
+                Some((known, _)) => Some(without(wanted.as_ref(), known)),
             };
-            if mask.as_ref().is_some_and(|mask| mask.true_count() == 0) {
-                results.push(old()?);
-                continue;
-            }
+            let count = mask.as_ref().map_or(rows, BooleanArray::true_count);
             let same = shared.iter().find(|(other, _)| {
-                let other = &self.columns[*other];
-                other.text == column.text
-                    && column.struct_field.is_some()
-                    && other.rows == column.rows
+                self.columns[*other].text == column.text && masks[*other] == mask
             });
-            let value = match same {
-                Some((_, value)) => Arc::clone(value),
-                None => {
+            let value = match (same, count) {
+                (_, 0) => None,
+                (Some((_, value)), _) => Some(Arc::clone(value)),
+                (None, _) => {
                     let value = match &mask {
-                        None => evaluate(column, batch, &addresses)?,
+                        None => evaluate(column, batch, addresses)?,
                         Some(mask) => {
                             let chosen = filter_record_batch(batch, mask).map_err(input)?;
-                            let chosen_addresses = chosen
-                                .column_by_name(ROW_ADDRESS)
-                                .map(|column| column.as_primitive::<UInt64Type>().clone())
-                                .unwrap_or_else(|| UInt64Array::from(Vec::<u64>::new()));
-                            let value = evaluate(column, &chosen, &chosen_addresses)?;
-                            scatter(mask, value.as_ref()).map_err(Failure::Input)?
+                            let addresses = addresses_of(&chosen)
+                                .map_err(|error| Failure::Input(error.into()))?;
+                            evaluate(column, &chosen, &addresses)?
                         }
                     };
                     if column.struct_field.is_some() {
                         shared.push((index, Arc::clone(&value)));
                     }
-                    value
+                    Some(value)
                 }
             };
-            let value = match &column.struct_field {
-                None => value,
-                Some(name) => field_of(&value, name).map_err(Failure::Input)?,
+            let value = match (value, &column.struct_field) {
+                (Some(value), Some(name)) => Some(field_of(&value, name).map_err(Failure::Input)?),
+                (value, _) => value,
             };
-            let value = stored_as(&value, column.field.data_type()).map_err(Failure::Input)?;
-            results.push(match &mask {
-                None => value,
-                Some(mask) => zip(mask, &value, &old()?).map_err(input)?,
+            let value = value
+                .map(|value| stored_as(&value, column.field.data_type()))
+                .transpose()
+                .map_err(Failure::Input)?;
+            results.push(match (&mask, value) {
+                (None, Some(value)) => value,
+                (mask, value) => {
+                    let old = match &wanted {
+                        None => None,
+                        Some(_) => Some(self.old_values(column, batch)?),
+                    };
+                    put_together(
+                        rows,
+                        mask.as_ref().zip(value.as_ref()),
+                        staged.as_ref(),
+                        old,
+                    )
+                    .map_err(Failure::Input)?
+                }
             });
+            masks.push(mask);
         }
-        results.push(Arc::new(addresses));
-        RecordBatch::try_new(Arc::clone(&self.schema), results).map_err(input)
+        results.push(Arc::new(addresses.clone()));
+        let batch = RecordBatch::try_new(Arc::clone(&self.schema), results).map_err(input)?;
+        Ok(Computed {
+            batch,
+            evaluated: masks,
+        })
+    }
+
+    fn old_values(&self, column: &ColumnValue, batch: &RecordBatch) -> Result<ArrayRef, Failure> {
+        if let Some(value) = &column.old_value {
+            let value = value.evaluate(batch).map_err(Failure::Input)?;
+            return value.into_array(batch.num_rows()).map_err(Failure::Input);
+        }
+        batch
+            .column_by_name(column.field.name())
+            .cloned()
+            .ok_or_else(|| Failure::Input(Error::internal("the scan gives no old values").into()))
     }
 
     /// Turns a failure into an error that names column, row and cause.
-    async fn explain(&self, failure: RowFailure) -> Error {
+    async fn explain(&self, failure: RowFailure) -> (Error, RowError) {
         let id = id_at(&self.table, &self.dataset, failure.address)
             .await
             .unwrap_or(failure.address);
         let cause = Error::from(failure.error);
-        Error::new(
+        let record = RowError {
+            at: 0,
+            table: self.table.clone(),
+            column: failure.column.clone(),
+            row_id: Some(id),
+            expression: failure.expression,
+            message: cause.message().to_string(),
+        };
+        let error = Error::new(
             ErrorKind::Computation,
             format!(
                 "column '{}' of table '{}', row id {id}: {}",
@@ -300,11 +515,64 @@ impl Computer {
             ),
         )
         .with_hint(format!(
-            "SELECT * FROM {} WHERE _rowid = {id} shows the row; nothing was written",
+            "SELECT * FROM {} WHERE _rowid = {id} shows the row; what was finished is kept",
             self.table
         ))
-        .with_source(cause)
+        .with_source(cause);
+        (error, record)
     }
+}
+
+/// Puts the values of a column in the places of their rows: those that were evaluated and those that are
+/// known, each given densely with the mask of its rows, and `old` ones for the rest.
+fn put_together(
+    rows: usize,
+    evaluated: Option<(&BooleanArray, &ArrayRef)>,
+    known: Option<&(BooleanArray, ArrayRef)>,
+    old: Option<ArrayRef>,
+) -> DataFusionResult<ArrayRef> {
+    let mut arrays: Vec<&dyn Array> = Vec::with_capacity(3);
+    let mut places: Vec<Option<(usize, usize)>> = vec![None; rows];
+    let known = known.map(|(mask, values)| (mask, values));
+    for (mask, values) in evaluated.into_iter().chain(known) {
+        let mut next = 0;
+        for (place, marked) in places.iter_mut().zip(mask) {
+            if marked == Some(true) {
+                *place = Some((arrays.len(), next));
+                next += 1;
+            }
+        }
+        arrays.push(values.as_ref());
+    }
+    let rest = arrays.len();
+    if let Some(old) = &old {
+        arrays.push(old.as_ref());
+    }
+    let places = places
+        .into_iter()
+        .enumerate()
+        .map(|(row, place)| place.unwrap_or((rest, row)))
+        .collect::<Vec<_>>();
+    Ok(interleave(&arrays, &places)?)
+}
+
+/// The rows that are marked in `wanted` (`None` for all), but not in `known`.
+fn without(wanted: Option<&BooleanArray>, known: &BooleanArray) -> BooleanArray {
+    known
+        .iter()
+        .enumerate()
+        .map(|(row, known)| {
+            let wanted = wanted.is_none_or(|mask| mask.value(row));
+            Some(wanted && known != Some(true))
+        })
+        .collect()
+}
+
+fn addresses_of(batch: &RecordBatch) -> Result<UInt64Array> {
+    batch
+        .column_by_name(ROW_ADDRESS)
+        .map(|column| column.as_primitive::<UInt64Type>().clone())
+        .ok_or_else(|| Error::internal("the scan gives no addresses"))
 }
 
 fn input(error: datafusion::arrow::error::ArrowError) -> Failure {
@@ -368,6 +636,7 @@ fn evaluate(
     }
     Err(Failure::Row(RowFailure {
         column: column.field.name().clone(),
+        expression: column.text.clone(),
         address: addresses.values().get(start).copied().unwrap_or_default(),
         error: cause,
     }))

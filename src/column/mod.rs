@@ -3,15 +3,20 @@
 //! A computed column is a row-for-row view stored beside its source rows. A refresh finds the rows
 //! that need a value ([`assess`]), plans which fragments to write ([`plan`]), computes ([`compute`])
 //! and writes ([`write`]) one file a fragment, and commits the files with the column's new
-//! [`state`] ([`refresh`]).
+//! [`state`] ([`commit`]). It does so as a job ([`run`]), whose results are [`staged`] until they are
+//! committed.
 
 pub mod assess;
+pub mod commit;
 pub mod compute;
 pub mod declare;
 pub mod plan;
 pub mod refresh;
+pub mod run;
+pub mod staged;
 pub mod state;
 mod system;
+pub mod work;
 pub mod write;
 
 pub use system::system_tables;

@@ -1,6 +1,7 @@
 //! Planning one pass of a refresh: which rows of which fragments, and the physical plan.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
 use std::sync::Arc;
 
 use datafusion::arrow::datatypes::SchemaRef;
@@ -8,18 +9,33 @@ use datafusion::common::Column as ColumnName;
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::Expr;
 use datafusion::physical_plan::ExecutionPlan;
+use serde::{Deserialize, Serialize};
 
 use super::assess::{Assessment, Column, REQUESTED_FULL, Rows};
 use super::compute::{ColumnComputeExec, ColumnValue, ROW_ADDRESS};
+use super::work::Work;
 use super::write::ColumnWriteExec;
 use crate::database::Table;
 use crate::database::blob::BLOB_READ;
 use crate::database::expression::physical_expression;
 use crate::storage::RowSet;
 use crate::storage::blob::{is_blob, is_descriptor, value_type};
-use crate::storage::fragments::{live_rows, offsets_of};
-use crate::storage::scan::{LanceScanExec, ScanDescription};
+use crate::storage::column_file::SplitFile;
+use crate::storage::fragments::{all_live_ids, deleted_offsets, live_ids, live_rows, offsets_of};
+use crate::storage::scan::{LanceScanExec, ScanDescription, Window};
 use crate::{Error, Result};
+
+/// Rows of a fragment from which on it is divided among workers.
+const ROWS_WORTH_DIVIDING: u64 = 2;
+
+/// How large batches are; `None` for the default.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchSize {
+    /// Rows.
+    pub rows: Option<usize>,
+    /// Bytes.
+    pub bytes: Option<u64>,
+}
 
 /// Which rows a refresh was asked for.
 #[derive(Debug, Clone)]
@@ -51,6 +67,15 @@ pub struct ColumnTask {
     pub rows: u64,
 }
 
+/// What one worker does at a time: a fragment, or some of its rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unit {
+    /// The fragment.
+    pub fragment: u64,
+    /// The rows of it, deleted ones included; `None` for all.
+    pub rows: Option<Range<u32>>,
+}
+
 /// One pass: columns that are computed together, from one version of the table.
 #[derive(Debug)]
 pub struct Pass {
@@ -66,8 +91,21 @@ pub struct Pass {
     pub fragments: Vec<u64>,
     /// Whether old values are read, because some rows of those fragments keep them.
     pub keeps_values: bool,
+    /// Live rows of these fragments that are computed, by column.
+    selected: Vec<Vec<u64>>,
     /// Addresses of the rows to compute, by column.
     addresses: Vec<Rows>,
+}
+
+/// What of a pass is left to others.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Limits {
+    /// Fragments at the beginning to leave out.
+    pub skip_fragments: Option<usize>,
+    /// Fragments to write at most.
+    pub max_fragments: Option<usize>,
+    /// Rows to compute at most, of all columns together; those that are staged do not count.
+    pub max_calls: Option<u64>,
 }
 
 impl Pass {
@@ -85,10 +123,18 @@ impl Pass {
             .map(|((column, assessment), wanted)| task(column, assessment, wanted))
             .collect();
         share_struct_calls(&mut tasks);
+        Self::of_tasks(table, tasks).await
+    }
+
+    async fn of_tasks(table: Table, mut tasks: Vec<ColumnTask>) -> Result<Self> {
+        for task in &mut tasks {
+            task.rows = 0;
+        }
         let name = table.name.clone();
         let dataset = Arc::clone(&table.dataset);
         let mut addresses: Vec<RowSet> = vec![RowSet::default(); tasks.len()];
         let mut fragments = Vec::new();
+        let mut selected_rows: Vec<Vec<u64>> = vec![Vec::new(); tasks.len()];
         let (mut table_rows, mut rows_in_fragments, mut keeps_values) = (0, 0, false);
         for fragment in dataset.fragments().iter() {
             let live = live_rows(&name, &dataset, fragment).await?;
@@ -98,6 +144,7 @@ impl Pass {
             }
             let mut touched = false;
             let mut all_selected = true;
+            let mut of_fragment = Vec::with_capacity(tasks.len());
             for (task, addresses) in tasks.iter_mut().zip(&mut addresses) {
                 let selected = match &task.todo {
                     Rows::All => live,
@@ -112,9 +159,13 @@ impl Pass {
                 task.rows += selected;
                 touched |= selected > 0;
                 all_selected &= selected == live;
+                of_fragment.push(selected);
             }
             if touched {
                 fragments.push(fragment.id);
+                for (all, rows) in selected_rows.iter_mut().zip(of_fragment) {
+                    all.push(rows);
+                }
                 rows_in_fragments += live;
                 keeps_values |= !all_selected;
             }
@@ -141,8 +192,124 @@ impl Pass {
             rows_in_fragments,
             fragments,
             keeps_values,
+            selected: selected_rows,
             addresses,
         })
+    }
+
+    /// Leaves to others what is over `limits`, and says how much of [`Limits::max_calls`] is left.
+    ///
+    /// `known` rows need no call, by column.
+    pub async fn limit(&mut self, limits: Limits, known: &[RowSet]) -> Result<Option<u64>> {
+        let skip = limits.skip_fragments.unwrap_or(0).min(self.fragments.len());
+        let take = limits.max_fragments.unwrap_or(usize::MAX);
+        let end = skip.saturating_add(take).min(self.fragments.len());
+        if skip > 0 || end < self.fragments.len() {
+            let kept = self.fragments[skip..end].to_vec();
+            self.keep_fragments(&kept).await?;
+        }
+        let Some(mut left) = limits.max_calls else {
+            return Ok(None);
+        };
+        for place in 0..self.tasks.len() {
+            let todo = self.todo_ids(place).await?;
+            let free = known.get(place).cloned().unwrap_or_default();
+            let (free, mut paid) = (todo.clone().intersection(&free), todo.difference(&free));
+            if paid.len() > left {
+                paid = paid.iter().take(left as usize).collect();
+            }
+            left -= paid.len();
+            self.tasks[place].todo = Rows::Some(free.union(&paid));
+        }
+        self.select().await?;
+        Ok(Some(left))
+    }
+
+    /// Leaves out all fragments but these.
+    pub async fn keep_fragments(&mut self, kept: &[u64]) -> Result<()> {
+        let mut ids = RowSet::default();
+        for fragment in self.table.dataset.fragments().iter() {
+            if kept.contains(&fragment.id) {
+                ids.union_with(&live_ids(&self.table.name, &self.table.dataset, fragment).await?);
+            }
+        }
+        for task in &mut self.tasks {
+            task.todo = Rows::Some(match &task.todo {
+                Rows::All => ids.clone(),
+                Rows::Some(todo) => todo.clone().intersection(&ids),
+            });
+        }
+        self.select().await
+    }
+
+    /// Leaves out rows, by column.
+    pub async fn leave_out(&mut self, rows: &[RowSet]) -> Result<()> {
+        for place in 0..self.tasks.len() {
+            if rows[place].is_empty() {
+                continue;
+            }
+            let todo = self.todo_ids(place).await?;
+            self.tasks[place].todo = Rows::Some(todo.difference(&rows[place]));
+        }
+        self.select().await
+    }
+
+    /// Ids of the rows to compute of the column at `place`.
+    pub async fn todo_ids(&self, place: usize) -> Result<RowSet> {
+        Ok(match &self.tasks[place].todo {
+            Rows::Some(ids) => ids.clone(),
+            Rows::All => all_live_ids(&self.table.name, &self.table.dataset).await?,
+        })
+    }
+
+    /// Finds fragments and addresses anew, after what is to be done of a column became less.
+    async fn select(&mut self) -> Result<()> {
+        let tasks = std::mem::take(&mut self.tasks);
+        let modes: Vec<&'static str> = tasks.iter().map(|task| task.mode).collect();
+        let again = Self::of_tasks(self.table.clone(), tasks).await?;
+        *self = again;
+        for (task, mode) in self.tasks.iter_mut().zip(modes) {
+            // What was left out does not make it another kind of refresh.
+            task.mode = mode;
+        }
+        Ok(())
+    }
+
+    /// Rows to compute of the columns in a fragment, all together.
+    pub fn rows_in(&self, fragment: u64) -> u64 {
+        let place = self.fragments.iter().position(|id| *id == fragment);
+        let rows = |place: usize| self.selected.iter().map(move |rows| rows[place]).sum();
+        place.map_or(0, rows)
+    }
+
+    /// The work units: fragments, but parts of them where there are fewer than `workers`.
+    pub fn units(&self, workers: usize) -> Vec<Unit> {
+        let whole = |fragment: &u64| Unit {
+            fragment: *fragment,
+            rows: None,
+        };
+        let blobs = self.tasks.iter().any(|task| is_blob(&task.column.field));
+        // A part of a blob's file needs names for the blobs that no other part uses.
+        if blobs || self.fragments.is_empty() || self.fragments.len() >= workers {
+            return self.fragments.iter().map(whole).collect();
+        }
+        let parts = workers.div_ceil(self.fragments.len()) as u32;
+        let mut units = Vec::new();
+        for fragment in &self.fragments {
+            let rows = self.table.dataset.get_fragment(*fragment as usize);
+            let rows = rows.and_then(|file| file.metadata().physical_rows);
+            match rows.and_then(|rows| u32::try_from(rows).ok()) {
+                Some(rows) if self.rows_in(*fragment) >= ROWS_WORTH_DIVIDING => {
+                    let part = rows.div_ceil(parts).max(1);
+                    units.extend((0..rows).step_by(part as usize).map(|start| Unit {
+                        fragment: *fragment,
+                        rows: Some(start..rows.min(start + part)),
+                    }));
+                }
+                _ => units.push(whole(fragment)),
+            }
+        }
+        units
     }
 
     /// Whether there is nothing to compute.
@@ -181,23 +348,28 @@ impl Pass {
         self.rows_in_fragments * (read + written)
     }
 
-    /// The physical plan: scan the inputs, compute, write a file a fragment.
-    pub fn physical_plan(
+    /// The physical plan: scan the inputs, compute, write a file a unit. `work` is the job that it
+    /// is for, if it is to be run.
+    pub async fn physical_plan(
         &self,
         state: &SessionState,
-        batch_rows: Option<usize>,
-        batch_bytes: Option<u64>,
+        batches: BatchSize,
+        units: &[Unit],
+        split: Arc<HashMap<u64, SplitFile>>,
+        work: Option<Arc<Work>>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let mut columns: Vec<String> = self.columns_read().into_iter().collect();
         columns.push(ROW_ADDRESS.to_string());
         let dataset = Arc::clone(&self.table.dataset);
         let mut description = ScanDescription::new(&dataset);
         description.columns = columns;
-        description.fragments = self.fragments.iter().map(|id| vec![*id]).collect();
+        description.fragments = units.iter().map(|unit| vec![unit.fragment]).collect();
+        description.windows = self.windows(units).await?;
         description.in_order = true;
-        description.batch_rows =
-            batch_rows.unwrap_or_else(|| state.config().options().execution.batch_size);
-        if let Some(bytes) = batch_bytes {
+        description.batch_rows = batches
+            .rows
+            .unwrap_or_else(|| state.config().options().execution.batch_size);
+        if let Some(bytes) = batches.bytes {
             description.batch_bytes = bytes;
         }
         let scan = Arc::new(LanceScanExec::try_new(Arc::clone(&dataset), description)?);
@@ -242,13 +414,41 @@ impl Pass {
             self.table.name.clone(),
             Arc::clone(&dataset),
             values.into(),
+            work.clone(),
         ));
         Ok(Arc::new(ColumnWriteExec::new(
             compute,
             self.table.name.clone(),
             dataset,
-            self.fragments.clone().into(),
+            units.into(),
+            split,
+            work,
         )))
+    }
+
+    /// For each unit that is a part of its fragment, its place among the live rows.
+    async fn windows(&self, units: &[Unit]) -> Result<Vec<Option<Window>>> {
+        if units.iter().all(|unit| unit.rows.is_none()) {
+            return Ok(Vec::new());
+        }
+        let dataset = &self.table.dataset;
+        let mut windows = Vec::with_capacity(units.len());
+        for unit in units {
+            let Some(rows) = &unit.rows else {
+                windows.push(None);
+                continue;
+            };
+            let fragment = dataset.get_fragment(unit.fragment as usize);
+            let fragment = fragment
+                .ok_or_else(|| Error::internal(format!("fragment {} is gone", unit.fragment)))?;
+            let deleted = deleted_offsets(&self.table.name, dataset, fragment.metadata()).await?;
+            let live_before = |row: u32| row as usize - deleted.range_cardinality(..row) as usize;
+            windows.push(Some(Window {
+                skip: live_before(rows.start),
+                rows: live_before(rows.end) - live_before(rows.start),
+            }));
+        }
+        Ok(windows)
     }
 }
 

@@ -1,34 +1,30 @@
-//! REFRESH COLUMN: assess, plan, compute, commit.
+//! What REFRESH COLUMN is asked, in which order its columns are refreshed, and what it says was done.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use datafusion::execution::SessionState;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
-use futures::StreamExt;
-use lance::Dataset;
+use serde::{Deserialize, Serialize};
 
-use super::assess::{Assessment, Column, Rows, assess};
-use super::plan::{Pass, Wanted, passes};
-use super::state::{ColumnState, Pending};
-use super::write::written_fragments;
+use super::assess::{Assessment, Column, assess};
+use super::plan::{BatchSize, Limits, Pass, Wanted, passes};
 use crate::database::definition::ComputedColumn;
 use crate::database::name::TableName;
 use crate::database::{Database, Table};
-use crate::delta::VersionStamp;
-use crate::engine::run_partitions;
-use crate::storage::column_file::{commit_column_files, files_that_fit};
-use crate::storage::fragments::{all_live_ids, live_ids};
-use crate::storage::properties::COMPUTED_ROWS;
-use crate::storage::{Properties, RowSet, with_retries};
-use crate::{Error, ErrorKind, Result};
+use crate::storage::RowSet;
+use crate::{Error, Result};
 
-/// Bytes of an encoded set of rows up to which it is written with the commit itself.
-const INLINE_BYTES: usize = 64 << 10;
+/// Fragments that are committed together, if nobody says otherwise.
+pub const COMMIT_EVERY: usize = 64;
+/// How long a fragment that is written waits for its commit.
+pub const COMMIT_INTERVAL: Duration = Duration::from_secs(30);
+/// How much computing a job that is killed may lose, of each worker.
+pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What to refresh.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Refresh {
     /// The table.
     pub table: String,
@@ -40,16 +36,65 @@ pub struct Refresh {
     pub scope: Scope,
     /// Refresh stale computed inputs first.
     pub cascade: bool,
-    /// Fragments that are computed at once; `None` for the number of cores.
+    /// How to go about it.
+    pub settings: Settings,
+    /// The statement, in one form whatever was typed.
+    pub statement: String,
+}
+
+/// How a refresh goes about its work.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Work units that are computed at once; `None` for the number of cores.
     pub concurrency: Option<usize>,
-    /// Rows of a batch; `None` for the session's.
-    pub batch_rows: Option<usize>,
-    /// Bytes of a batch; `None` for the scan's default.
-    pub batch_bytes: Option<u64>,
+    /// How large batches are.
+    pub batches: BatchSize,
+    /// Whether every evaluation has as many rows as `batches` say, instead of as many as are quick.
+    pub fixed_batches: bool,
+    /// Fragments that are committed together, 0 for all; `None` for [`COMMIT_EVERY`].
+    pub commit_every: Option<usize>,
+    /// How long a written fragment waits for its commit; `None` for [`COMMIT_INTERVAL`].
+    pub commit_interval: Option<Duration>,
+    /// How much computing may be lost; `None` for [`CHECKPOINT_INTERVAL`].
+    pub checkpoint_interval: Option<Duration>,
+    /// Fragments at the beginning to leave out.
+    pub skip_fragments: Option<usize>,
+    /// Fragments to write at most.
+    pub max_fragments: Option<usize>,
+    /// Rows to compute at most, of all columns together.
+    pub max_calls: Option<u64>,
+    /// Stops cleanly after so long.
+    pub max_time: Option<Duration>,
+    /// Cancels the job after so long.
+    pub timeout: Option<Duration>,
+    /// The version of the table to read; `None` for the newest.
+    pub version: Option<u64>,
+}
+
+impl Settings {
+    /// What of a pass is left to others.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            skip_fragments: self.skip_fragments,
+            max_fragments: self.max_fragments,
+            max_calls: self.max_calls,
+        }
+    }
+}
+
+impl Refresh {
+    /// Whether rows are computed whatever they have.
+    pub fn is_forced(&self) -> bool {
+        match self.scope {
+            Scope::Full => true,
+            Scope::StaleOnly => false,
+            Scope::Changed => self.filter.is_some(),
+        }
+    }
 }
 
 /// Which rows to compute.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Scope {
     /// Rows that lack a value or have a stale one; with a filter, every row that matches.
     Changed,
@@ -70,6 +115,8 @@ pub struct ColumnReport {
     pub reason: String,
     /// Rows that were computed and committed.
     pub rows_computed: u64,
+    /// Rows that were committed with values that an earlier run had computed.
+    pub rows_reused: u64,
     /// Live rows that were not computed because they are fresh, or were not asked for.
     pub rows_skipped: u64,
     /// Rows that lack a value or have a stale one after it.
@@ -93,23 +140,6 @@ pub struct RanPass {
     pub plan: Option<Arc<dyn ExecutionPlan>>,
     /// What was done, by column.
     pub reports: Vec<ColumnReport>,
-}
-
-/// Runs a refresh.
-pub async fn refresh(
-    database: &Database,
-    state: &SessionState,
-    request: &Refresh,
-) -> Result<Vec<RanPass>> {
-    let table = database.table(&request.table).await?;
-    let order = order(database, state, &table, request).await?;
-    let mut ran = Vec::with_capacity(order.len());
-    for columns in order {
-        let started = Instant::now();
-        let pass = plan_pass(database, state, request, &columns).await?;
-        ran.push(run_pass(database, state, request, pass, started).await?);
-    }
-    Ok(ran)
 }
 
 /// Divides columns so that in each fragment those of one group are all stored already, or none is:
@@ -242,18 +272,29 @@ async fn check_fresh(
     )))
 }
 
-/// Assesses and plans one pass at the newest version.
+/// The columns of these names.
+pub(super) fn load_columns(
+    state: &SessionState,
+    table: &Table,
+    names: &[String],
+) -> Result<Vec<Column>> {
+    names
+        .iter()
+        .map(|name| Column::load(state, table, name))
+        .collect()
+}
+
+/// Assesses and plans one pass, at the newest version or the one that is asked for.
 pub async fn plan_pass(
     database: &Database,
     state: &SessionState,
     request: &Refresh,
     columns: &[String],
 ) -> Result<Pass> {
-    let table = database.table(&request.table).await?;
-    let columns = columns
-        .iter()
-        .map(|name| Column::load(state, &table, name))
-        .collect::<Result<Vec<_>>>()?;
+    let table = database
+        .table_at(&request.table, request.settings.version)
+        .await?;
+    let columns = load_columns(state, &table, columns)?;
     let assessments = assess(database, &table, &columns).await?;
     let wanted = match (request.scope, &request.filter) {
         (Scope::Full, _) => Wanted::Full,
@@ -286,6 +327,11 @@ fn is_asked_for(table: &Table, request: &Refresh, column: &Column) -> bool {
         .any(|name| name == column.name() || together.contains(name))
 }
 
+/// A name in quotes, whatever it holds.
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
 /// Ids of the rows of `table`, at its version, for which `filter` is true.
 async fn matching_rows(state: &SessionState, table: &Table, filter: &str) -> Result<RowSet> {
     let name = TableName {
@@ -293,232 +339,14 @@ async fn matching_rows(state: &SessionState, table: &Table, filter: &str) -> Res
         version: Some(table.version()),
         row_ids: true,
     };
-    let quote = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
     let query = format!(
         "SELECT _rowid FROM {} AS {} WHERE {filter}",
-        quote(&name.to_string()),
-        quote(&table.name)
+        quoted(&name.to_string()),
+        quoted(&table.name)
     );
     let plan = state.create_logical_plan(&query).await?;
     let plan = state.create_physical_plan(&plan).await?;
     RowSet::collect(execute_stream(plan, state.task_ctx())?).await
-}
-
-async fn run_pass(
-    database: &Database,
-    state: &SessionState,
-    request: &Refresh,
-    pass: Pass,
-    started: Instant,
-) -> Result<RanPass> {
-    if pass.is_empty() {
-        let version = pass.table.version();
-        let reports = reports(&pass, &Landed::none(&pass), version, started.elapsed());
-        return Ok(RanPass {
-            pass,
-            plan: None,
-            reports,
-        });
-    }
-    let plan = pass.physical_plan(state, request.batch_rows, request.batch_bytes)?;
-    let concurrency = request
-        .concurrency
-        .unwrap_or_else(|| state.config().target_partitions());
-    let mut files = HashMap::with_capacity(pass.fragments.len());
-    let mut results = run_partitions(Arc::clone(&plan), state.task_ctx(), concurrency);
-    while let Some(batches) = results.next().await {
-        for batch in batches? {
-            for written in written_fragments(&batch)? {
-                files.insert(written.fragment, written.file);
-            }
-        }
-    }
-    drop(results);
-    let (version, landed) = commit_pass(database, &pass, files).await?;
-    let reports = reports(&pass, &landed, version, started.elapsed());
-    Ok(RanPass {
-        pass,
-        plan: Some(plan),
-        reports,
-    })
-}
-
-/// What of a pass a commit made durable.
-struct Landed {
-    /// Rows that have their value, by column.
-    computed: Vec<u64>,
-    /// Rows that lack it still, by column.
-    pending: Vec<u64>,
-    fragments: u64,
-}
-
-impl Landed {
-    fn none(pass: &Pass) -> Self {
-        Self {
-            computed: vec![0; pass.tasks.len()],
-            pending: pass
-                .tasks
-                .iter()
-                .map(|task| match task.assessment.todo() {
-                    Rows::All => pass.table_rows,
-                    Rows::Some(rows) => rows.len(),
-                })
-                .collect(),
-            fragments: 0,
-        }
-    }
-}
-
-/// Commits what still fits the newest version, with the state, and tries again while others commit.
-///
-/// A file whose fragment is gone (compacted away) or whose column others wrote meanwhile is left out;
-/// its rows stay pending, and the next refresh computes them. A change of an input in between does no
-/// harm: the state says that the values reflect the version that was read, so the next refresh
-/// finds the change.
-async fn commit_pass(
-    database: &Database,
-    pass: &Pass,
-    files: HashMap<u64, String>,
-) -> Result<(u64, Landed)> {
-    with_retries(|| async {
-        let mut latest = pass.table.dataset.as_ref().clone();
-        latest.checkout_latest().await?;
-        check_definitions(pass, &latest)?;
-        let names = pass.column_names();
-        let fitting = files_that_fit(&pass.table.dataset, &latest, &names, &files)?;
-        if fitting.is_empty() {
-            return Ok((latest.version().version, Landed::none(pass)));
-        }
-        let files: HashMap<u64, String> = files
-            .iter()
-            .filter(|(fragment, _)| fitting.contains(fragment))
-            .map(|(fragment, file)| (*fragment, file.clone()))
-            .collect();
-        let (properties, landed) = states(database, pass, &latest, &files).await?;
-        let committed = commit_column_files(&pass.table.name, &latest, &files, properties).await?;
-        Ok((committed.version().version, landed))
-    })
-    .await
-}
-
-/// Fails if a column was dropped or got another definition since the pass was planned: its values
-/// must not be mixed.
-fn check_definitions(pass: &Pass, latest: &Dataset) -> Result<()> {
-    use datafusion::arrow::datatypes::Schema;
-
-    let schema = Schema::from(latest.schema());
-    for task in &pass.tasks {
-        let name = task.column.name();
-        let now = match schema.field_with_name(name) {
-            Ok(field) => ComputedColumn::of_field(field)?,
-            Err(_) => None,
-        };
-        let same_field = latest.schema().field(name).map(|f| f.id) == Some(task.column.field_id);
-        let same =
-            same_field && now.is_some_and(|now| now.digest() == task.column.definition.digest());
-        if !same {
-            return Err(Error::new(
-                ErrorKind::InvalidInput,
-                format!(
-                    "column '{name}' of table '{}' was dropped or got another definition while it was refreshed; nothing was written",
-                    pass.table.name
-                ),
-            )
-            .with_hint("run the statement again"));
-        }
-    }
-    Ok(())
-}
-
-/// The states to write with the commit of `files`, and what it comes to.
-async fn states(
-    database: &Database,
-    pass: &Pass,
-    latest: &Dataset,
-    files: &HashMap<u64, String>,
-) -> Result<(Properties, Landed)> {
-    let table = &pass.table.name;
-    let mut landed_ids = RowSet::default();
-    for fragment in latest.fragments().iter() {
-        if files.contains_key(&fragment.id) {
-            landed_ids.union_with(&live_ids(table, latest, fragment).await?);
-        }
-    }
-    let needs_all = pass
-        .tasks
-        .iter()
-        .any(|task| task.assessment.todo() == Rows::All);
-    let live_before = match needs_all {
-        true => all_live_ids(table, &pass.table.dataset).await?,
-        false => RowSet::default(),
-    };
-    let watermark = VersionStamp::of(&pass.table.dataset).await?;
-    let mut properties = Properties::new();
-    let mut landed = Landed {
-        computed: Vec::new(),
-        pending: Vec::new(),
-        fragments: files.len() as u64,
-    };
-    for task in &pass.tasks {
-        let needed = match task.assessment.todo() {
-            Rows::All => live_before.clone(),
-            Rows::Some(rows) => rows,
-        };
-        let computed = match &task.todo {
-            Rows::All => landed_ids.clone(),
-            Rows::Some(rows) => rows.clone().intersection(&landed_ids),
-        };
-        let pending = needed.difference(&computed);
-        landed.computed.push(computed.len());
-        landed.pending.push(pending.len());
-        let encoded = computed.encode();
-        // Without it the next reader of this column compares values instead: slower, not wrong.
-        if encoded.len() <= INLINE_BYTES {
-            properties.insert(format!("{COMPUTED_ROWS}{}", task.column.field_id), encoded);
-        }
-        let state = ColumnState {
-            definition: task.column.definition.digest(),
-            watermark: watermark.clone(),
-            inputs: task.column.inputs.clone(),
-            pending: store_pending(database, pending).await?,
-        };
-        let (key, value) = state.property(task.column.field_id)?;
-        properties.insert(key, value);
-    }
-    Ok((properties, landed))
-}
-
-/// A set of pending rows as a state holds it: in a file of its own if it is large.
-async fn store_pending(database: &Database, rows: RowSet) -> Result<Pending> {
-    let encoded = rows.encode();
-    if encoded.len() <= INLINE_BYTES {
-        return Ok(Pending::Rows(rows));
-    }
-    let path = format!("pending/{}", uuid::Uuid::new_v4());
-    database.root().create_own(&path, encoded).await?;
-    Ok(Pending::File(path))
-}
-
-fn reports(pass: &Pass, landed: &Landed, version: u64, elapsed: Duration) -> Vec<ColumnReport> {
-    pass.tasks
-        .iter()
-        .zip(landed.computed.iter().zip(&landed.pending))
-        .map(|(task, (computed, pending))| ColumnReport {
-            object: format!("{}.{}", pass.table.name, task.column.name()),
-            mode: task.mode,
-            reason: match task.mode {
-                "none" => String::new(),
-                _ => task.reason.clone(),
-            },
-            rows_computed: *computed,
-            rows_skipped: pass.table_rows.saturating_sub(task.rows),
-            rows_pending: *pending,
-            rows_failed: 0,
-            fragments: landed.fragments,
-            version,
-            elapsed,
-        })
-        .collect()
 }
 
 /// What one column lacks, for listings.

@@ -1,12 +1,16 @@
-//! The plan node that writes the values of columns: one file a fragment.
+//! The plan node that writes the values of columns: a file a fragment, or a part of one.
 //!
-//! A partition of its input is a fragment. The file has a row for every physical row of the
-//! fragment, NULL where the row is deleted. Nothing is committed: the node gives one row a
-//! fragment that names the file, and a file that no commit names is never read. So a
-//! fragment may be written twice, or twice at once, without harm.
+//! A partition of its input is a work unit: a fragment, or some of its rows where there are fewer
+//! fragments than workers. The file has a row for every physical row of the unit, NULL where the
+//! row is deleted. Nothing is committed: the node gives one row a unit that names the file, and a
+//! file that no commit names is never read. So a unit may run twice, or twice at once, without harm.
 
+use std::collections::HashMap;
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use datafusion::arrow::array::{
     ArrayRef, AsArray, RecordBatch, StringArray, UInt32Array, UInt64Array, new_null_array,
@@ -25,7 +29,11 @@ use datafusion::physical_plan::{
 use futures::{Stream, StreamExt, stream};
 use lance::Dataset;
 
-use crate::storage::column_file::write_column_file;
+use super::plan::Unit;
+use super::work::Work;
+use crate::job::counters::{Count, Phase};
+use crate::storage::column_file::{SplitFile, write_column_file};
+use crate::storage::storage_error;
 use crate::storage::write::KeptError;
 use crate::{Error, Result};
 
@@ -35,32 +43,40 @@ pub struct ColumnWriteExec {
     input: Arc<dyn ExecutionPlan>,
     table: String,
     dataset: Arc<Dataset>,
-    /// The fragment of each partition.
-    fragments: Arc<[u64]>,
+    /// The unit of each partition.
+    units: Arc<[Unit]>,
+    /// The files of fragments that several units write.
+    split: Arc<HashMap<u64, SplitFile>>,
+    /// The job that it works for; `None` in a plan that is only shown.
+    work: Option<Arc<Work>>,
     properties: Arc<PlanProperties>,
     metrics: ExecutionPlanMetricsSet,
 }
 
-/// What the node gives: the fragment, and the file as JSON of Lance's `DataFile`.
+/// What the node gives: the number of the unit; the file as JSON of Lance's `DataFile`, or of its
+/// `DataFilePart` if the unit is a part of a fragment.
 pub fn output_schema() -> SchemaRef {
     Arc::new(Schema::new(vec![
-        Field::new("fragment", DataType::UInt64, false),
+        Field::new("unit", DataType::UInt64, false),
         Field::new("file", DataType::Utf8, false),
     ]))
 }
 
 impl ColumnWriteExec {
     /// Writes what `input` gives: all columns but the last, which is the row address. Partition
-    /// `i` of the input has the live rows of `fragments[i]`, in order.
+    /// `i` of the input has the live rows of `units[i]`, in order. `split` has the file of each
+    /// fragment that is divided.
     pub fn new(
         input: Arc<dyn ExecutionPlan>,
         table: String,
         dataset: Arc<Dataset>,
-        fragments: Arc<[u64]>,
+        units: Arc<[Unit]>,
+        split: Arc<HashMap<u64, SplitFile>>,
+        work: Option<Arc<Work>>,
     ) -> Self {
         let properties = PlanProperties::new(
             EquivalenceProperties::new(output_schema()),
-            Partitioning::UnknownPartitioning(fragments.len()),
+            Partitioning::UnknownPartitioning(units.len()),
             EmissionType::Final,
             Boundedness::Bounded,
         );
@@ -68,7 +84,9 @@ impl ColumnWriteExec {
             input,
             table,
             dataset,
-            fragments,
+            units,
+            split,
+            work,
             properties: Arc::new(properties),
             metrics: ExecutionPlanMetricsSet::new(),
         }
@@ -86,10 +104,10 @@ impl DisplayAs for ColumnWriteExec {
             .collect();
         write!(
             f,
-            "ColumnWriteExec: table={}, columns=[{}], fragments={}",
+            "ColumnWriteExec: table={}, columns=[{}], units={}",
             self.table,
             columns.join(", "),
-            self.fragments.len()
+            self.units.len()
         )
     }
 }
@@ -118,7 +136,9 @@ impl ExecutionPlan for ColumnWriteExec {
             input,
             self.table.clone(),
             Arc::clone(&self.dataset),
-            Arc::clone(&self.fragments),
+            Arc::clone(&self.units),
+            Arc::clone(&self.split),
+            self.work.clone(),
         )))
     }
 
@@ -132,43 +152,61 @@ impl ExecutionPlan for ColumnWriteExec {
         context: Arc<TaskContext>,
     ) -> DataFusionResult<SendableRecordBatchStream> {
         let input = self.input.execute(partition, context)?;
-        let fragment = *self
-            .fragments
+        let unit = self
+            .units
             .get(partition)
+            .cloned()
             .ok_or_else(|| Error::internal(format!("there is no partition {partition}")))?;
+        let split = self.split.get(&unit.fragment).cloned();
         let table = self.table.clone();
         let dataset = Arc::clone(&self.dataset);
+        let work = self.work.clone();
         let rows = MetricBuilder::new(&self.metrics).counter("rows_written", partition);
         let bytes = MetricBuilder::new(&self.metrics).counter("bytes_written", partition);
         let written = async move {
+            let started = Instant::now();
+            let fragment = unit.fragment;
             let file = dataset.get_fragment(fragment as usize).ok_or_else(|| {
                 Error::internal(format!("fragment {fragment} is not in table '{table}'"))
             })?;
-            let physical_rows = file
-                .physical_rows()
-                .await
-                .map_err(|error| crate::storage::storage_error(&table, error))?;
-            rows.add(physical_rows);
+            let physical = match &unit.rows {
+                Some(rows) => rows.clone(),
+                None => {
+                    let rows = file.physical_rows().await;
+                    0..rows.map_err(|error| storage_error(&table, error))? as u32
+                }
+            };
+            rows.add((physical.end - physical.start) as usize);
             let schema = input.schema();
             let width = schema.fields().len().saturating_sub(1);
             let columns: Vec<usize> = (0..width).collect();
             let columns = Arc::new(schema.project(&columns)?);
             let kept = KeptError::default();
             let keeper = kept.clone();
-            let filled = fill_gaps(input, columns, physical_rows as u32)
+            let waited = Arc::new(AtomicU64::new(0));
+            let filled = fill_gaps(timed(input, Arc::clone(&waited)), columns, physical)
                 .map(move |batch| batch.map_err(|error| keeper.put(error)));
             let names: Vec<&str> = schema.fields()[..width]
                 .iter()
                 .map(|field| field.name().as_str())
                 .collect();
-            let data_file = write_column_file(&table, &file, filled, &names).await;
+            let data_file = match split {
+                Some(split) => split.write_part(filled).await,
+                None => write_column_file(&table, &file, filled, &names).await,
+            };
             kept.take()?;
             let data_file = data_file?;
             bytes.add(data_file.bytes as usize);
+            if let Some(work) = work {
+                let waited = Duration::from_nanos(waited.load(Ordering::Relaxed));
+                let writing = started.elapsed().saturating_sub(waited);
+                work.counters.spent(Phase::Writing, writing);
+                work.counters.add(Count::BytesWritten, data_file.bytes);
+            }
             Ok(RecordBatch::try_new(
                 output_schema(),
                 vec![
-                    Arc::new(UInt64Array::from(vec![fragment])) as ArrayRef,
+                    Arc::new(UInt64Array::from(vec![partition as u64])) as ArrayRef,
                     Arc::new(StringArray::from(vec![data_file.json])),
                 ],
             )?)
@@ -184,20 +222,35 @@ impl ExecutionPlan for ColumnWriteExec {
     }
 }
 
-/// Puts NULLs where rows are missing, so that row `i` of what comes out is row `i` of the fragment.
-fn fill_gaps(
+/// Adds up, in nanoseconds, how long a reader of `input` waits for it.
+fn timed(
     input: SendableRecordBatchStream,
+    waited: Arc<AtomicU64>,
+) -> impl Stream<Item = DataFusionResult<RecordBatch>> + Send {
+    stream::unfold((input, waited), |(mut input, waited)| async move {
+        let started = Instant::now();
+        let batch = input.next().await?;
+        let nanoseconds = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        waited.fetch_add(nanoseconds, Ordering::Relaxed);
+        Some((batch, (input, waited)))
+    })
+}
+
+/// Puts NULLs where rows are missing, so that row `i` of what comes out is row `i` of the physical rows
+/// `rows` of the fragment.
+fn fill_gaps(
+    input: impl Stream<Item = DataFusionResult<RecordBatch>> + Send,
     columns: SchemaRef,
-    physical_rows: u32,
+    rows: Range<u32>,
 ) -> impl Stream<Item = DataFusionResult<RecordBatch>> + Send {
     // The end of the input is a step too: rows may be missing after the last one.
     let steps = input.map(Some).chain(stream::once(async { None }));
     steps
-        .scan((0u32, columns), move |(next, columns), step| {
+        .scan((rows.start, columns), move |(next, columns), step| {
             let filled = match step {
-                None => Ok(missing_rows(columns, physical_rows.saturating_sub(*next))),
+                None => Ok(missing_rows(columns, rows.end.saturating_sub(*next))),
                 Some(Err(error)) => Err(error),
-                Some(Ok(batch)) => spread(&batch, columns, next, physical_rows).map(Some),
+                Some(Ok(batch)) => spread(&batch, columns, next, rows.end).map(Some),
             };
             futures::future::ready(Some(filled))
         })
@@ -221,7 +274,7 @@ fn spread(
     batch: &RecordBatch,
     columns: &SchemaRef,
     next: &mut u32,
-    physical_rows: u32,
+    last_row: u32,
 ) -> DataFusionResult<RecordBatch> {
     let width = columns.fields().len();
     let addresses = batch.column(width).as_primitive::<UInt64Type>().values();
@@ -229,7 +282,7 @@ fn spread(
         return Ok(RecordBatch::new_empty(Arc::clone(columns)));
     };
     let (start, first, end) = (*next, *first as u32, *last as u32 + 1);
-    if first < start || end > physical_rows || ((end - first) as usize) < addresses.len() {
+    if first < start || end > last_row || ((end - first) as usize) < addresses.len() {
         return Err(DataFusionError::from(Error::internal(
             "rows of a fragment came out of order",
         )));
@@ -252,25 +305,25 @@ fn spread(
     Ok(RecordBatch::try_new(Arc::clone(columns), arrays)?)
 }
 
-/// A fragment whose columns are written.
+/// A unit that is written.
 #[derive(Debug, Clone)]
-pub struct WrittenFragment {
-    /// The fragment.
-    pub fragment: u64,
-    /// The file with its columns, as JSON of Lance's `DataFile`.
+pub struct WrittenUnit {
+    /// The number of the unit in its pass.
+    pub unit: usize,
+    /// The file with its columns, as JSON: see [`output_schema`].
     pub file: String,
 }
 
 /// Reads the rows that [`ColumnWriteExec`] gives.
-pub fn written_fragments(batch: &RecordBatch) -> Result<Vec<WrittenFragment>> {
+pub fn written_units(batch: &RecordBatch) -> Result<Vec<WrittenUnit>> {
     if batch.schema() != output_schema() {
         return Err(Error::internal("the column writer gave other columns"));
     }
-    let fragments = batch.column(0).as_primitive::<UInt64Type>();
+    let units = batch.column(0).as_primitive::<UInt64Type>();
     let files = batch.column(1).as_string::<i32>();
     Ok((0..batch.num_rows())
-        .map(|row| WrittenFragment {
-            fragment: fragments.value(row),
+        .map(|row| WrittenUnit {
+            unit: units.value(row) as usize,
             file: files.value(row).to_string(),
         })
         .collect())

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use datafusion::arrow::array::{
-    ArrayRef, BooleanArray, RecordBatch, StringArray, TimestampMillisecondArray, UInt64Array,
+    ArrayRef, BooleanArray, Float64Array, RecordBatch, StringArray, TimestampMillisecondArray,
+    UInt64Array,
 };
 use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use datafusion::catalog::{SchemaProvider, TableProvider};
@@ -37,10 +38,7 @@ pub struct SystemSchema {
 }
 
 /// Tables that are announced, but come later.
-const LATER: [&str; 9] = [
-    "jobs",
-    "job_events",
-    "errors",
+const LATER: [&str; 6] = [
     "materialized_views",
     "functions",
     "environments",
@@ -208,6 +206,27 @@ pub fn timestamp(name: &str, values: impl IntoIterator<Item = i64>) -> SystemCol
             false,
         ),
         Arc::new(values.with_timezone("UTC")),
+    )
+}
+
+/// A column of points in time with NULLs, given as for [`timestamp`].
+pub fn optional_timestamp(
+    name: &str,
+    values: impl IntoIterator<Item = Option<i64>>,
+) -> SystemColumn {
+    let values: TimestampMillisecondArray = values.into_iter().collect();
+    let data_type = DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into()));
+    (
+        Field::new(name, data_type, true),
+        Arc::new(values.with_timezone("UTC")),
+    )
+}
+
+/// A column of seconds.
+pub fn seconds(name: &str, values: impl IntoIterator<Item = Option<f64>>) -> SystemColumn {
+    (
+        Field::new(name, DataType::Float64, true),
+        Arc::new(values.into_iter().collect::<Float64Array>()),
     )
 }
 

@@ -8,35 +8,45 @@ use std::sync::Arc;
 use datafusion::arrow::array::RecordBatch;
 use datafusion::execution::TaskContext;
 use datafusion::physical_plan::ExecutionPlan;
+use futures::future::ready;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt, stream};
+use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
 use crate::{Error, ErrorKind, Result};
 
-/// Runs every partition of `plan`, `concurrency` at once, each in a task of its own, and gives what each
-/// yields when it is whole. Dropping the stream stops the tasks.
+/// Runs every partition of `plan`, `concurrency` at once, each in a task of its own on `workers`, and
+/// gives what each yields when it is whole. No more are begun when `go_on` says so. Dropping the stream
+/// stops the tasks.
 pub fn run_partitions(
     plan: Arc<dyn ExecutionPlan>,
     context: Arc<TaskContext>,
     concurrency: usize,
+    workers: Handle,
+    go_on: impl Fn() -> bool + Send + Sync + 'static,
 ) -> BoxStream<'static, Result<Vec<RecordBatch>>> {
     let partitions = plan.properties().output_partitioning().partition_count();
     stream::iter(0..partitions)
+        .take_while(move |_| ready(go_on()))
         .map(move |partition| {
             let plan = Arc::clone(&plan);
             let context = Arc::clone(&context);
+            let workers = workers.clone();
             async move {
                 // A set of one task: unlike a bare handle, it stops the task when dropped.
                 let mut task = JoinSet::new();
-                task.spawn(async move {
+                let run = async move {
                     let stream = plan.execute(partition, context)?;
                     stream.try_collect::<Vec<_>>().await
-                });
+                };
+                task.spawn_on(run, &workers);
                 match task.join_next().await {
                     Some(Ok(batches)) => Ok(batches?),
-                    Some(Err(error)) => Err(Error::internal(format!("a task failed: {error}"))),
-                    None => Err(Error::new(ErrorKind::Cancelled, "the task was stopped")),
+                    Some(Err(error)) if error.is_panic() => {
+                        Err(Error::internal(format!("a task failed: {error}")))
+                    }
+                    _ => Err(Error::new(ErrorKind::Cancelled, "the task was stopped")),
                 }
             }
         })

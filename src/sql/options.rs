@@ -13,6 +13,8 @@ use datafusion::sql::sqlparser::tokenizer::Token;
 
 use super::parser::failure::{Failure, Read};
 use super::statement::{OptionValue, StatementOption};
+use crate::column::plan::BatchSize;
+use crate::column::refresh::Settings;
 use crate::{Error, Result, nearest};
 
 /// An option that a statement knows.
@@ -46,19 +48,19 @@ pub const REFRESH_COLUMN: &[KnownOption] = &[
     KnownOption::now("batch_rows"),
     KnownOption::now("max_batch_rows"),
     KnownOption::now("batch_bytes"),
-    KnownOption::later("commit_every"),
-    KnownOption::later("commit_interval"),
-    KnownOption::later("checkpoint_interval"),
-    KnownOption::later("max_fragments"),
-    KnownOption::later("skip_fragments"),
+    KnownOption::now("commit_every"),
+    KnownOption::now("commit_interval"),
+    KnownOption::now("checkpoint_interval"),
+    KnownOption::now("max_fragments"),
+    KnownOption::now("skip_fragments"),
+    KnownOption::now("version"),
+    KnownOption::now("max_calls"),
+    KnownOption::now("max_seconds"),
+    KnownOption::now("timeout"),
     KnownOption::later("workers"),
-    KnownOption::later("version"),
     KnownOption::later("on_error"),
     KnownOption::later("max_failed_rows"),
     KnownOption::later("max_failed_fraction"),
-    KnownOption::later("max_calls"),
-    KnownOption::later("max_seconds"),
-    KnownOption::later("timeout"),
     KnownOption::later("call_timeout"),
     KnownOption::later("pool"),
     KnownOption::later("admission"),
@@ -78,42 +80,44 @@ pub const CREATE_TABLE: &[KnownOption] = &[
     KnownOption::now("max_bytes_per_file"),
 ];
 
-/// What REFRESH COLUMN was given; `None` for its own choice.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct RefreshOptions {
-    /// Fragments computed at the same time, at least 1.
-    pub concurrency: Option<usize>,
-    /// Rows of each batch that is computed, at least 1.
-    pub batch_rows: Option<usize>,
-    /// Most rows of a batch, at least 1.
-    pub max_batch_rows: Option<usize>,
-    /// Most bytes of a batch, at least 1.
-    pub batch_bytes: Option<u64>,
-}
-
-impl RefreshOptions {
-    /// Checks and reads the options of a statement.
-    ///
-    /// # Errors
-    ///
-    /// As [`Options::check`], and for values out of range.
-    pub fn read(given: &[StatementOption]) -> Result<Self> {
-        let options = Options::check("REFRESH COLUMN", given, REFRESH_COLUMN)?;
-        let read = Self {
-            concurrency: options.count("concurrency", 1..=1024)?,
-            batch_rows: options.count("batch_rows", 1..=MOST_ROWS)?,
-            max_batch_rows: options.count("max_batch_rows", 1..=MOST_ROWS)?,
-            batch_bytes: options.bytes("batch_bytes", 1..=MOST_BYTES)?,
-        };
-        if let (Some(rows), Some(most)) = (read.batch_rows, read.max_batch_rows)
-            && rows > most
-        {
-            return Err(Error::invalid(format!(
-                "option 'batch_rows' of REFRESH COLUMN is {rows}, more than 'max_batch_rows' = {most}"
-            )));
-        }
-        Ok(read)
+/// Checks and reads the options of REFRESH COLUMN.
+///
+/// # Errors
+///
+/// As [`Options::check`], and for values out of range.
+pub fn refresh_settings(given: &[StatementOption]) -> Result<Settings> {
+    let options = Options::check("REFRESH COLUMN", given, REFRESH_COLUMN)?;
+    let rows = options.count("batch_rows", 1..=MOST_ROWS)?;
+    let most = options.count("max_batch_rows", 1..=MOST_ROWS)?;
+    if let (Some(rows), Some(most)) = (rows, most)
+        && rows > most
+    {
+        return Err(Error::invalid(format!(
+            "option 'batch_rows' of REFRESH COLUMN is {rows}, more than 'max_batch_rows' = {most}"
+        )));
     }
+    let commit_every = match options.value("commit_every") {
+        Some(OptionValue::Text(all)) if all.eq_ignore_ascii_case("all") => Some(0),
+        _ => options.count("commit_every", 1..=MOST_ROWS)?,
+    };
+    Ok(Settings {
+        concurrency: options.count("concurrency", 1..=1024)?,
+        batches: BatchSize {
+            // A fixed size is also the largest.
+            rows: rows.or(most),
+            bytes: options.bytes("batch_bytes", 1..=MOST_BYTES)?,
+        },
+        fixed_batches: rows.is_some(),
+        commit_every,
+        commit_interval: options.duration("commit_interval", TIMES)?,
+        checkpoint_interval: options.duration("checkpoint_interval", TIMES)?,
+        skip_fragments: options.count("skip_fragments", 0..=MOST_ROWS)?,
+        max_fragments: options.count("max_fragments", 1..=MOST_ROWS)?,
+        max_calls: options.integer("max_calls", 1..=MOST_BYTES)?,
+        max_time: options.duration("max_seconds", TIMES)?,
+        timeout: options.duration("timeout", TIMES)?,
+        version: options.integer("version", 1..=MOST_ROWS)?,
+    })
 }
 
 /// What OPTIMIZE was given; `None` for Lance's own choice.
@@ -173,6 +177,10 @@ impl CreateTableOptions {
 
 /// Rows are addressed by 32 bits within a fragment.
 const MOST_ROWS: u64 = u32::MAX as u64;
+
+/// Times that options take.
+const TIMES: RangeInclusive<Duration> =
+    Duration::from_millis(1)..=Duration::from_secs(366 * 86_400);
 
 /// What an object store takes as one object, about.
 const MOST_BYTES: u64 = 1 << 40;
@@ -392,7 +400,7 @@ fn number_and_unit(text: &str) -> Option<(f64, String)> {
 }
 
 /// `30 s`, `10m`, `1 hour`, `1.5h`, `250ms`; a number alone is seconds.
-fn parse_duration(text: &str) -> Option<Duration> {
+pub(super) fn parse_duration(text: &str) -> Option<Duration> {
     let (number, unit) = number_and_unit(text)?;
     let seconds = match unit.as_str() {
         "ms" | "millisecond" | "milliseconds" => 0.001,

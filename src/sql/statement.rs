@@ -4,6 +4,8 @@
 //! expressions and queries stay SQL syntax trees until they are planned against
 //! a schema.
 
+use std::time::Duration;
+
 use datafusion::arrow::datatypes::FieldRef;
 use datafusion::sql::TableReference;
 use datafusion::sql::parser::Statement as DataFusionStatement;
@@ -57,6 +59,8 @@ pub enum Statement {
         /// What to explain.
         refresh: Box<RefreshColumn>,
     },
+    /// The statements about jobs.
+    Job(JobStatement),
     /// BEGIN, COMMIT, ROLLBACK: accepted with a notice, each statement commits by itself.
     Transaction {
         /// The word that was typed.
@@ -309,6 +313,8 @@ pub struct RefreshColumn {
     pub filter: Option<ast::Expr>,
     /// CASCADE: stale computed inputs first.
     pub cascade: bool,
+    /// ASYNC: give back the job's name at once.
+    pub is_async: bool,
     /// What stood in WITH (…).
     pub options: Vec<StatementOption>,
 }
@@ -342,4 +348,49 @@ pub enum OptionValue {
     Text(String),
     /// TRUE or FALSE.
     Boolean(bool),
+}
+
+/// What a statement about jobs does.
+#[derive(Debug, Clone, PartialEq)]
+pub enum JobStatement {
+    /// SHOW JOBS.
+    Jobs {
+        /// Those of one table or column.
+        of: Option<JobObject>,
+        /// At most so many.
+        limit: Option<usize>,
+    },
+    /// SHOW JOB EVENTS 'id'.
+    Events(String),
+    /// SHOW ERRORS.
+    Errors {
+        /// Those of one job.
+        job: Option<String>,
+        /// Those of one table or column.
+        of: Option<JobObject>,
+    },
+    /// DESCRIBE JOB 'id'.
+    Describe(String),
+    /// PAUSE JOB 'id'.
+    Pause(String),
+    /// RESUME JOB 'id'.
+    Resume(String),
+    /// CANCEL JOB 'id'.
+    Cancel(String),
+    /// WAIT JOB 'id' \[TIMEOUT '10m'\].
+    Wait {
+        /// The job.
+        id: String,
+        /// How long.
+        timeout: Option<Duration>,
+    },
+}
+
+/// What a job works on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JobObject {
+    /// The table.
+    pub table: TableReference,
+    /// One of its columns; `None` for all.
+    pub column: Option<String>,
 }

@@ -1,5 +1,7 @@
 //! Fragments by row ids: which rows a fragment holds, and where.
 
+use std::collections::HashMap;
+
 use lance::Dataset;
 use lance::dataset::rowids::load_row_id_sequence;
 use lance_table::format::Fragment;
@@ -51,6 +53,43 @@ pub async fn offsets_of(
         offsets -= deleted_offsets(table, dataset, fragment).await?;
     }
     Ok(offsets)
+}
+
+/// Ids of the rows of `fragment` at `offsets`, in their order.
+pub async fn ids_at(
+    table: &str,
+    dataset: &Dataset,
+    fragment: &Fragment,
+    offsets: &RoaringBitmap,
+) -> Result<Vec<u64>> {
+    let sequence = load_row_id_sequence(dataset, fragment)
+        .await
+        .map_err(|error| storage_error(table, error))?;
+    offsets
+        .iter()
+        .map(|offset| {
+            sequence.get(offset as usize).ok_or_else(|| {
+                Error::internal(format!("fragment {} has no row {offset}", fragment.id))
+            })
+        })
+        .collect()
+}
+
+/// Offsets in `fragment` of the rows of `ids`, deleted ones included, by id.
+pub async fn places_of(
+    table: &str,
+    dataset: &Dataset,
+    fragment: &Fragment,
+    ids: &RowSet,
+) -> Result<HashMap<u64, u32>> {
+    let sequence = load_row_id_sequence(dataset, fragment)
+        .await
+        .map_err(|error| storage_error(table, error))?;
+    let offsets = matching_offsets(&sequence, ids);
+    Ok(offsets
+        .iter()
+        .filter_map(|offset| Some((sequence.get(offset as usize)?, offset)))
+        .collect())
 }
 
 /// Offsets in `sequence` of the ids that are in `ids`.
@@ -123,4 +162,29 @@ pub async fn id_at(table: &str, dataset: &Dataset, address: u64) -> Result<u64> 
         .await
         .map_err(|error| storage_error(table, error))?;
     Ok(sequence.get(address as u32 as usize).unwrap_or(address))
+}
+
+/// Ids of the rows at `addresses`, all of one fragment, in their order.
+pub async fn ids_of_addresses(
+    table: &str,
+    dataset: &Dataset,
+    addresses: &[u64],
+) -> Result<Vec<u64>> {
+    let Some(first) = addresses.first() else {
+        return Ok(Vec::new());
+    };
+    let fragment = dataset
+        .get_fragment((first >> 32) as usize)
+        .ok_or_else(|| Error::internal(format!("fragment {} is gone", first >> 32)))?;
+    let sequence = load_row_id_sequence(dataset, fragment.metadata())
+        .await
+        .map_err(|error| storage_error(table, error))?;
+    addresses
+        .iter()
+        .map(|address| {
+            sequence
+                .get(*address as u32 as usize)
+                .ok_or_else(|| Error::internal(format!("there is no row at address {address}")))
+        })
+        .collect()
 }

@@ -15,3 +15,6 @@ pub const COMPUTED_ROWS: &str = "headwater.computed_rows.";
 
 /// Prefix of the state of a computed column; the field's id follows.
 pub const COLUMN_STATE: &str = "headwater.column_state.";
+
+/// The job that a commit is of, and which of its drivers made it.
+pub const JOB: &str = "headwater.job";

@@ -262,6 +262,38 @@ impl Root {
         Ok(names)
     }
 
+    /// Removes one of Headwater's own folders with all that is in it; it is no error if it is not there.
+    pub async fn remove_own_folder(&self, folder: &str) -> Result<()> {
+        let path = self.own_path(folder);
+        if self.is_local() {
+            let local = self.local_own(folder);
+            return match tokio::fs::remove_dir_all(&local).await {
+                Ok(()) => Ok(()),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+                Err(error) => Err(Error::new(
+                    ErrorKind::Storage,
+                    format!("can't remove '{}': {error}", local.display()),
+                )
+                .with_source(error)),
+            };
+        }
+        let mut objects = self.store.list(Some(path));
+        while let Some(object) = objects.try_next().await? {
+            match self.store.inner.delete(&object.location).await {
+                Ok(()) | Err(StoreError::NotFound { .. }) => {}
+                Err(error) => return Err(store_error(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Where one of Headwater's own folders is on this machine.
+    fn local_own(&self, folder: &str) -> std::path::PathBuf {
+        std::path::Path::new(local_path(&self.url))
+            .join(OWN_FOLDER)
+            .join(folder)
+    }
+
     fn table_path(&self, name: &str) -> Path {
         self.base.clone().join(format!("{name}{TABLE_SUFFIX}"))
     }

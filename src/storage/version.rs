@@ -43,7 +43,7 @@ pub async fn versions(table: &str, dataset: &Dataset) -> Result<Vec<VersionEntry
 }
 
 /// What a user would call the statement behind an operation.
-fn operation_name(operation: &Operation) -> String {
+pub fn operation_name(operation: &Operation) -> String {
     match operation {
         Operation::Append { .. } => "INSERT",
         Operation::Delete { .. } => "DELETE",

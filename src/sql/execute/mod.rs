@@ -9,6 +9,7 @@ mod create;
 mod describe;
 mod dml;
 mod drop;
+mod jobs;
 mod query;
 mod refresh;
 mod report;
@@ -21,6 +22,7 @@ use datafusion::sql::TableReference;
 
 use super::statement::{Show, Statement};
 use crate::database::{CATALOG_NAME, Database, SCHEMA_NAME};
+use crate::job::jobs::Jobs;
 use crate::{Error, Result};
 
 /// Runs statements against a database.
@@ -30,6 +32,8 @@ pub struct Executor {
     pub context: SessionContext,
     /// The database.
     pub database: Arc<Database>,
+    /// The jobs of this process.
+    pub jobs: Arc<Jobs>,
     notices: Arc<Mutex<Vec<String>>>,
 }
 
@@ -42,11 +46,12 @@ impl fmt::Debug for Executor {
 }
 
 impl Executor {
-    /// Runs statements of the session `context` against `database`.
-    pub fn new(context: SessionContext, database: Arc<Database>) -> Self {
+    /// Runs statements of the session `context` against the database of `jobs`.
+    pub fn new(context: SessionContext, jobs: Arc<Jobs>) -> Self {
         Self {
             context,
-            database,
+            database: Arc::clone(jobs.ledger().database()),
+            jobs,
             notices: Arc::default(),
         }
     }
@@ -75,6 +80,7 @@ impl Executor {
             Statement::ExplainRefresh { analyze, refresh } => {
                 Box::pin(self.explain_refresh(*refresh, analyze)).await
             }
+            Statement::Job(statement) => Box::pin(self.job_statement(statement)).await,
             Statement::Transaction { keyword } => {
                 self.notice(format!(
                     "{keyword} has no effect: each statement commits by itself"

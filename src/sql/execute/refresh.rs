@@ -1,5 +1,6 @@
 //! REFRESH COLUMN, EXPLAIN of it, and OPTIMIZE.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use datafusion::physical_plan::display::DisplayableExecutionPlan;
@@ -10,8 +11,10 @@ use super::Executor;
 use super::report::{Done, Rows};
 use crate::Result;
 use crate::column::plan::Pass;
-use crate::column::refresh::{RanPass, Refresh, Scope, order, plan_pass, refresh};
-use crate::sql::options::{OptimizeOptions, RefreshOptions};
+use crate::column::refresh::{RanPass, Refresh, Scope, order, plan_pass};
+use crate::column::run::{Begun, begin};
+use crate::sql::format::quote_identifier;
+use crate::sql::options::{OptimizeOptions, refresh_settings};
 use crate::sql::statement::{RefreshColumn, RefreshScope, StatementOption};
 use crate::storage::version::{CompactionSettings, compact};
 use crate::storage::with_retries;
@@ -19,13 +22,19 @@ use crate::storage::with_retries;
 impl Executor {
     pub(super) async fn refresh_column(&self, statement: RefreshColumn) -> Result<DataFrame> {
         let request = self.refresh_request(&statement)?;
-        let ran = refresh(&self.database, &self.context.state(), &request).await?;
-        let reports: Vec<_> = ran.into_iter().flat_map(|pass| pass.reports).collect();
-        self.refreshed(&reports)
+        let begun = begin(&self.environment(), &request).await?;
+        match begun {
+            Begun::Job(job) if statement.is_async => {
+                let id = job.id().to_string();
+                job.detach();
+                let summary = self.jobs.ledger().job(&id).await?;
+                self.submitted(&summary)
+            }
+            begun => self.refreshed(&begun.wait().await?),
+        }
     }
 
     fn refresh_request(&self, statement: &RefreshColumn) -> Result<Refresh> {
-        let options = RefreshOptions::read(&statement.options)?;
         Ok(Refresh {
             table: self.name_of(&statement.table)?,
             columns: statement.columns.clone(),
@@ -36,10 +45,8 @@ impl Executor {
                 RefreshScope::Full => Scope::Full,
             },
             cascade: statement.cascade,
-            concurrency: options.concurrency,
-            // A fixed size is also the largest.
-            batch_rows: options.batch_rows.or(options.max_batch_rows),
-            batch_bytes: options.batch_bytes,
+            settings: refresh_settings(&statement.options)?,
+            statement: statement_text(statement),
         })
     }
 
@@ -56,12 +63,17 @@ impl Executor {
                 pass,
                 plan,
                 reports,
-            } in refresh(&self.database, &state, &request).await?
+            } in begin(&self.environment(), &request)
+                .await?
+                .wait()
+                .await?
+                .passes
             {
                 explain_pass(&mut lines, &pass);
                 for report in reports {
                     lines.add("ran", &report.object);
                     lines.add("rows computed", report.rows_computed);
+                    lines.add("rows reused", report.rows_reused);
                     lines.add("rows pending after", report.rows_pending);
                     lines.add("fragments written", report.fragments);
                     lines.add("version after", report.version);
@@ -80,8 +92,12 @@ impl Executor {
                 let pass = plan_pass(&self.database, &state, &request, &columns).await?;
                 explain_pass(&mut lines, &pass);
                 if !pass.is_empty() {
-                    let plan =
-                        pass.physical_plan(&state, request.batch_rows, request.batch_bytes)?;
+                    let settings = &request.settings;
+                    let cores = state.config().target_partitions();
+                    let units = pass.units(settings.concurrency.unwrap_or(cores));
+                    let plan = pass
+                        .physical_plan(&state, settings.batches, &units, Arc::default(), None)
+                        .await?;
                     let text = DisplayableExecutionPlan::new(plan.as_ref())
                         .indent(false)
                         .to_string();
@@ -125,6 +141,37 @@ impl Executor {
             .number("fragments_added", [Some(compaction.fragments_added)])
             .frame(self)
     }
+}
+
+/// The statement in one form, whatever was typed: two that ask the same are the same job.
+fn statement_text(statement: &RefreshColumn) -> String {
+    let columns: Vec<String> = statement
+        .columns
+        .iter()
+        .map(|column| quote_identifier(column))
+        .collect();
+    let table = quote_identifier(statement.table.table());
+    let mut text = format!("REFRESH COLUMN {} ON {table}", columns.join(", "));
+    if let Some(filter) = &statement.filter {
+        text += &format!(" WHERE {filter}");
+    }
+    text += match statement.scope {
+        RefreshScope::Changed => "",
+        RefreshScope::StaleOnly => " STALE ONLY",
+        RefreshScope::Full => " FULL",
+    };
+    if statement.cascade {
+        text += " CASCADE";
+    }
+    if !statement.options.is_empty() {
+        let options: Vec<String> = statement
+            .options
+            .iter()
+            .map(|option| format!("{} = {}", option.name, option.value))
+            .collect();
+        text += &format!(" WITH ({})", options.join(", "));
+    }
+    text
 }
 
 /// Items and values of an explanation, in order.

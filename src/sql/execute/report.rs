@@ -10,6 +10,8 @@ use datafusion::prelude::DataFrame;
 use super::Executor;
 use crate::Result;
 use crate::column::refresh::ColumnReport;
+use crate::column::run::Refreshed;
+use crate::job::record::JobSummary;
 
 /// Seconds to the millisecond.
 fn seconds(elapsed: Duration) -> f64 {
@@ -108,7 +110,13 @@ impl Executor {
     }
 
     /// The frame that says what a refresh did, a row for each column.
-    pub(super) fn refreshed(&self, reports: &[ColumnReport]) -> Result<DataFrame> {
+    pub(super) fn refreshed(&self, refreshed: &Refreshed) -> Result<DataFrame> {
+        let reports: Vec<&ColumnReport> = refreshed
+            .passes
+            .iter()
+            .flat_map(|pass| &pass.reports)
+            .collect();
+        let reports = reports.as_slice();
         let number =
             |get: fn(&ColumnReport) -> u64| reports.iter().map(move |report| Some(get(report)));
         Rows::default()
@@ -116,12 +124,29 @@ impl Executor {
             .text("mode", reports.iter().map(|r| r.mode))
             .text("reason", reports.iter().map(|r| r.reason.clone()))
             .number("rows_computed", number(|r| r.rows_computed))
+            .number("rows_reused", number(|r| r.rows_reused))
             .number("rows_skipped", number(|r| r.rows_skipped))
             .number("rows_pending", number(|r| r.rows_pending))
             .number("rows_failed", number(|r| r.rows_failed))
             .number("fragments", number(|r| r.fragments))
             .number("version", number(|r| r.version))
+            .optional_text("job_id", reports.iter().map(|_| refreshed.job.clone()))
             .seconds("elapsed_seconds", reports.iter().map(|r| r.elapsed))
+            .frame(self)
+    }
+
+    /// The frame that says that a job was submitted.
+    pub(super) fn submitted(&self, job: &JobSummary) -> Result<DataFrame> {
+        let record = &job.record;
+        Rows::default()
+            .text("job_id", [record.id.clone()])
+            .text("state", [job.state.name()])
+            .text(
+                "object",
+                [format!("{}.{}", record.table, record.columns.join(", "))],
+            )
+            .text("mode", [record.mode.clone()])
+            .text("reason", [record.reason.clone()])
             .frame(self)
     }
 }

@@ -12,6 +12,7 @@ mod alter;
 pub(in crate::sql) mod dialect;
 mod dml;
 pub(in crate::sql) mod failure;
+mod jobs;
 mod objects;
 pub(in crate::sql) mod reader;
 mod refresh;
@@ -123,6 +124,9 @@ impl Reader {
         }
         if self.eat("DROP VIEW") {
             return Ok(Statement::Drop(self.drop_objects(DropKind::View)?));
+        }
+        if let Some(statement) = self.job_statement()? {
+            return Ok(Statement::Job(statement));
         }
         if (self.at("DESCRIBE") || self.at("DESC")) && !self.query_at_nth(1) {
             self.parser().advance_token();

@@ -5,7 +5,7 @@ use datafusion::sql::TableReference;
 use super::failure::Read;
 use super::reader::{Reader, no_duplicates};
 use crate::Error;
-use crate::sql::options::RefreshOptions;
+use crate::sql::options::refresh_settings;
 use crate::sql::statement::{RefreshColumn, RefreshScope, Statement};
 
 impl Reader {
@@ -40,6 +40,7 @@ impl Reader {
             scope: RefreshScope::Changed,
             filter: None,
             cascade: false,
+            is_async: false,
             options: Vec::new(),
         };
         while !self.at_nth_end(0) {
@@ -54,13 +55,14 @@ impl Reader {
                 "FULL"
             } else if self.at("FAILED ONLY") {
                 return Err(Error::not_available("REFRESH COLUMN … FAILED ONLY").into());
-            } else if self.at("ASYNC") {
-                return Err(Error::not_available("REFRESH COLUMN … ASYNC").into());
+            } else if self.eat("ASYNC") {
+                refresh.is_async = true;
+                "ASYNC"
             } else if self.eat("CASCADE") {
                 refresh.cascade = true;
                 "CASCADE"
             } else if let Some(options) = self.with_options()? {
-                RefreshOptions::read(&options)?;
+                refresh_settings(&options)?;
                 refresh.options = options;
                 "WITH (…)"
             } else {
@@ -134,6 +136,9 @@ impl Reader {
             self.parser().advance_token();
         }
         let refresh = Box::new(self.refresh()?);
+        if refresh.is_async {
+            return Err(Error::invalid("EXPLAIN does not go with ASYNC").into());
+        }
         Ok(Some(Statement::ExplainRefresh { analyze, refresh }))
     }
 }

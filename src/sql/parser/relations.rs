@@ -101,6 +101,7 @@ pub(super) fn resolve(statement: &mut Statement, row_ids: bool) -> Result<()> {
         | Statement::Describe { .. }
         | Statement::Show(_)
         | Statement::Optimize { .. }
+        | Statement::Job(_)
         | Statement::Transaction { .. } => ControlFlow::Continue(()),
     };
     match flow {

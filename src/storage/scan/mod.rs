@@ -54,6 +54,15 @@ pub enum Blobs {
     Binary,
 }
 
+/// Some of the rows of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    /// Live rows before the first.
+    pub skip: usize,
+    /// Live rows.
+    pub rows: usize,
+}
+
 /// What a scan reads. It holds no handles, only values, so that it can be sent
 /// to another process.
 #[derive(Debug, Clone, PartialEq)]
@@ -75,6 +84,8 @@ pub struct ScanDescription {
     /// The fragments that each partition reads, by their ids, in this order. A
     /// fragment that stands twice is read twice.
     pub fragments: Vec<Vec<u64>>,
+    /// The rows that each partition reads; empty if all read all rows. Only without a filter and a limit.
+    pub windows: Vec<Option<Window>>,
     /// Rows a batch has at most; not 0.
     pub batch_rows: usize,
     /// Bytes a batch has at most, but for a single row that is larger; not 0.
@@ -101,6 +112,7 @@ impl ScanDescription {
             filter: None,
             limit: None,
             fragments: vec![dataset.fragments().iter().map(|f| f.id).collect()],
+            windows: Vec::new(),
             batch_rows: DEFAULT_BATCH_ROWS,
             batch_bytes: DEFAULT_BATCH_BYTES,
             blobs: Blobs::default(),
@@ -111,6 +123,11 @@ impl ScanDescription {
     /// The name of the table.
     pub fn table(&self) -> &str {
         table_name(&self.uri)
+    }
+
+    /// The rows that a partition reads, if not all.
+    fn window(&self, partition: usize) -> Option<Window> {
+        self.windows.get(partition).copied().flatten()
     }
 }
 
@@ -228,9 +245,13 @@ fn resolve(dataset: &Dataset, description: &ScanDescription) -> Result<Vec<ScanP
     let mut partitions = description
         .fragments
         .iter()
-        .map(|group| {
+        .enumerate()
+        .map(|(partition, group)| {
             let fragments = group.iter().map(place).collect::<Result<Vec<_>>>()?;
-            let rows = fragments.iter().map(|place| all[*place].num_rows()).sum();
+            let rows = match description.window(partition) {
+                Some(window) => Some(window.rows),
+                None => fragments.iter().map(|place| all[*place].num_rows()).sum(),
+            };
             Ok(ScanPartition { fragments, rows })
         })
         .collect::<Result<Vec<_>>>()?;

@@ -177,7 +177,11 @@ impl Job {
         if let Some(filter) = &description.filter {
             scanner.filter_expr(filter.clone());
         }
-        if let Some(limit) = description.limit {
+        if let Some(window) = description.window(self.partition) {
+            let count = |rows: usize| Some(i64::try_from(rows).unwrap_or(i64::MAX));
+            let (rows, skip) = (count(window.rows), count(window.skip));
+            scanner.limit(rows, skip).map_err(fail)?;
+        } else if let Some(limit) = description.limit {
             let limit = i64::try_from(limit).unwrap_or(i64::MAX);
             scanner.limit(Some(limit), None).map_err(fail)?;
         }

@@ -1,0 +1,281 @@
+//! What the nodes of a pass share with the job that they work for.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use datafusion::arrow::array::{BooleanArray, RecordBatch, UInt64Array};
+use datafusion::arrow::compute::{concat_batches, filter_record_batch};
+
+use super::staged::{Staged, Staging};
+use crate::database::Database;
+use crate::job::counters::{Count, Counters, Phase};
+use crate::job::driver::stop_error;
+use crate::job::ledger::Ledger;
+use crate::job::signal::{Signal, Signaller};
+use crate::storage::RowSet;
+use crate::{Error, Result};
+
+/// How long one evaluation should take: between two of them a job hears what it is told, and may
+/// write a checkpoint.
+const EVALUATION: Duration = Duration::from_millis(500);
+/// Rows of the first evaluation, whose time is not known.
+const FIRST_ROWS: usize = 64;
+/// Bytes of results that wait for a checkpoint.
+const BUFFER_BYTES: usize = 64 << 20;
+/// What a stop throws away rather than writes down.
+const NEGLIGIBLE: Duration = Duration::from_millis(20);
+
+/// A job, as those see it that work for it.
+pub struct Work {
+    /// The name of the job.
+    pub job: String,
+    /// What it is told.
+    pub signal: Signaller,
+    /// What is counted.
+    pub counters: Arc<Counters>,
+    /// How much computing may be lost.
+    pub checkpoint_interval: Duration,
+    /// Where the job is written down.
+    pub ledger: Ledger,
+    /// The database.
+    pub database: Arc<Database>,
+    /// Where results are staged.
+    pub staging: Staging,
+    /// What earlier runs have computed.
+    pub staged: Arc<Staged>,
+    /// How many rows to evaluate at once.
+    pub pace: Pace,
+}
+
+impl fmt::Debug for Work {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Work")
+            .field("job", &self.job)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How many rows to evaluate at once: learned from how long it takes, unless it is given.
+#[derive(Debug)]
+pub struct Pace {
+    rows: AtomicUsize,
+    fixed: bool,
+}
+
+impl Pace {
+    /// Whole batches.
+    pub fn fixed() -> Self {
+        Self {
+            rows: AtomicUsize::new(usize::MAX),
+            fixed: true,
+        }
+    }
+
+    /// As many as take about half a second.
+    pub fn adaptive() -> Self {
+        Self {
+            rows: AtomicUsize::new(FIRST_ROWS),
+            fixed: false,
+        }
+    }
+
+    /// Rows to evaluate next.
+    pub fn rows(&self) -> usize {
+        self.rows.load(Ordering::Relaxed)
+    }
+
+    /// Learns that `rows` rows took `time`.
+    pub fn learn(&self, rows: usize, time: Duration) {
+        /// Grows by steps, so that one lucky row does not make a batch that takes hours.
+        const GROWTH: usize = 4;
+        if self.fixed || rows == 0 {
+            return;
+        }
+        let each = time.as_secs_f64() / rows as f64;
+        let fitting = EVALUATION.as_secs_f64() / each.max(1e-9);
+        let most = rows.max(FIRST_ROWS).saturating_mul(GROWTH);
+        let next = (fitting as usize).clamp(1, most);
+        // Other workers learn too; the last word counts.
+        self.rows.store(next, Ordering::Relaxed);
+    }
+}
+
+/// Keeps what a worker has computed of one fragment until it is worth a checkpoint.
+///
+/// Invariant: what is computed and neither committed nor in a checkpoint took less time than the
+/// interval. A fragment that takes less than half of it is never written twice.
+pub(super) struct Checkpointer {
+    work: Arc<Work>,
+    buffer: Vec<Buffered>,
+    bytes: usize,
+    /// Time that the buffered results took.
+    time: Duration,
+    /// Time that results took which were let go, because they were many and cheap.
+    let_go: Duration,
+}
+
+struct Buffered {
+    ids: UInt64Array,
+    /// The columns of the pass, without addresses.
+    values: RecordBatch,
+    /// Which rows were computed, by column; `None` for all.
+    computed: Vec<Option<BooleanArray>>,
+}
+
+impl Checkpointer {
+    /// For one fragment.
+    pub fn new(work: Arc<Work>) -> Self {
+        Self {
+            work,
+            buffer: Vec::new(),
+            bytes: 0,
+            time: Duration::ZERO,
+            let_go: Duration::ZERO,
+        }
+    }
+
+    /// Adds results that took `time`. `ids` are those of the rows of `values`, and `computed` says
+    /// which of these were computed, by column.
+    pub async fn add(
+        &mut self,
+        fragment: u64,
+        ids: UInt64Array,
+        values: RecordBatch,
+        computed: Vec<Option<BooleanArray>>,
+        time: Duration,
+    ) -> Result<()> {
+        self.bytes += values.get_array_memory_size();
+        self.time += time;
+        self.buffer.push(Buffered {
+            ids,
+            values,
+            computed,
+        });
+        let interval = self.work.checkpoint_interval;
+        if self.time + self.let_go + EVALUATION.min(interval / 4) >= interval {
+            return self.write(fragment).await;
+        }
+        if self.bytes > BUFFER_BYTES {
+            if self.let_go + self.time < interval / 2 {
+                self.let_go += self.time;
+                self.clear();
+            } else {
+                return self.write(fragment).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Hears what the job is told; before it waits or ends, what is computed is written down.
+    ///
+    /// # Errors
+    ///
+    /// If the job is told to stop.
+    pub async fn obey(&mut self, fragment: u64) -> Result<()> {
+        if self.work.signal.now() == Signal::Run {
+            return Ok(());
+        }
+        if self.time > NEGLIGIBLE {
+            self.write(fragment).await?;
+        }
+        let work = Arc::clone(&self.work);
+        match work.signal.proceed().await {
+            None => Ok(()),
+            Some(stop) => Err(stop_error(stop, &work.job)),
+        }
+    }
+
+    fn clear(&mut self) {
+        self.buffer.clear();
+        self.bytes = 0;
+        self.time = Duration::ZERO;
+    }
+
+    async fn write(&mut self, fragment: u64) -> Result<()> {
+        let started = Instant::now();
+        let Some(first) = self.buffer.first() else {
+            return Ok(());
+        };
+        let schema = first.values.schema();
+        let mut rows = vec![RowSet::default(); schema.fields().len()];
+        let mut ids: Vec<u64> = Vec::new();
+        let mut batches = Vec::with_capacity(self.buffer.len());
+        for part in &self.buffer {
+            let kept = any(&part.computed, part.ids.len());
+            for (rows, computed) in rows.iter_mut().zip(&part.computed) {
+                match computed {
+                    None => rows.extend(part.ids.values().iter().copied()),
+                    Some(computed) => {
+                        let marked = part.ids.values().iter().zip(computed);
+                        rows.extend(marked.filter(|(_, m)| *m == Some(true)).map(|(id, _)| *id));
+                    }
+                }
+            }
+            let marked = part.ids.values().iter().zip(&kept);
+            ids.extend(marked.filter(|(_, m)| *m == Some(true)).map(|(id, _)| *id));
+            batches.push(filter_record_batch(&part.values, &kept)?);
+        }
+        let batch = concat_batches(&schema, &batches)?;
+        if batch.num_rows() > 0 {
+            let ids = UInt64Array::from(ids);
+            let staging = &self.work.staging;
+            staging.checkpoint(fragment, ids, &batch, rows).await?;
+            self.work.counters.add(Count::Checkpoints, 1);
+        }
+        self.clear();
+        // What was let go before is as safe as it was: the interval begins anew without it.
+        self.work
+            .counters
+            .spent_since(Phase::Checkpointing, started);
+        Ok(())
+    }
+}
+
+/// Rows that are marked in any of `masks`, of which `None` marks all.
+fn any(masks: &[Option<BooleanArray>], rows: usize) -> BooleanArray {
+    let all = || BooleanArray::from(vec![true; rows]);
+    let mut any: Option<BooleanArray> = None;
+    for mask in masks {
+        let Some(mask) = mask else { return all() };
+        any = Some(match any {
+            None => mask.clone(),
+            Some(other) => other
+                .iter()
+                .zip(mask)
+                .map(|(a, b)| Some(a == Some(true) || b == Some(true)))
+                .collect(),
+        });
+    }
+    any.unwrap_or_else(all)
+}
+
+/// A stop as the error of one worker: the driver knows better why.
+pub fn is_stop(error: &Error) -> bool {
+    error.kind() == crate::ErrorKind::Cancelled
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pace_finds_what_takes_half_a_second() {
+        let pace = Pace::adaptive();
+        assert_eq!(pace.rows(), 64);
+        // A cheap expression: as fast as steps allow.
+        pace.learn(64, Duration::from_micros(10));
+        assert_eq!(pace.rows(), 256);
+        pace.learn(256, Duration::from_micros(40));
+        assert_eq!(pace.rows(), 1024);
+        // A dear one: a second each.
+        pace.learn(1024, Duration::from_secs(1024));
+        assert_eq!(pace.rows(), 1);
+        pace.learn(1, Duration::from_millis(10));
+        assert_eq!(pace.rows(), 50);
+        let fixed = Pace::fixed();
+        fixed.learn(64, Duration::from_secs(64));
+        assert_eq!(fixed.rows(), usize::MAX);
+    }
+}

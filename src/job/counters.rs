@@ -1,0 +1,185 @@
+//! What a job has done so far, counted while it runs.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+/// The figures of a job at one moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Figures {
+    /// Rows to compute, of all columns together, as far as they are planned.
+    pub rows_planned: u64,
+    /// Rows that were computed.
+    pub rows_computed: u64,
+    /// Rows whose values an earlier run had computed.
+    pub rows_reused: u64,
+    /// Rows that were left alone: fresh, or not asked for.
+    pub rows_skipped: u64,
+    /// Rows on which the expression failed.
+    pub rows_failed: u64,
+    /// Rows that lack a value or have a stale one after it.
+    pub rows_pending: u64,
+    /// Fragments to write, as far as they are planned.
+    pub fragments_planned: u64,
+    /// Fragments that are written.
+    pub fragments_written: u64,
+    /// Fragments that are committed.
+    pub fragments_committed: u64,
+    /// Bytes of the files written.
+    pub bytes_written: u64,
+    /// Commits.
+    pub commits: u64,
+    /// Commits that were tried again, because others had committed.
+    pub retries: u64,
+    /// Files of results written before their fragment was whole.
+    pub checkpoints: u64,
+    /// Seconds of waiting for inputs, of all workers together.
+    pub reading_seconds: f64,
+    /// Seconds of evaluating expressions.
+    pub computing_seconds: f64,
+    /// Seconds of writing checkpoints.
+    pub checkpointing_seconds: f64,
+    /// Seconds of encoding and writing column files.
+    pub writing_seconds: f64,
+    /// Seconds of committing.
+    pub committing_seconds: f64,
+}
+
+/// Where the time of a job goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Waiting for inputs.
+    Reading,
+    /// Evaluating expressions.
+    Computing,
+    /// Writing checkpoints.
+    Checkpointing,
+    /// Encoding and writing column files.
+    Writing,
+    /// Committing.
+    Committing,
+}
+
+/// Counts of rows, fragments and the like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Count {
+    /// [`Figures::rows_planned`].
+    RowsPlanned,
+    /// [`Figures::rows_computed`].
+    RowsComputed,
+    /// [`Figures::rows_reused`].
+    RowsReused,
+    /// [`Figures::rows_skipped`].
+    RowsSkipped,
+    /// [`Figures::rows_failed`].
+    RowsFailed,
+    /// [`Figures::rows_pending`].
+    RowsPending,
+    /// [`Figures::fragments_planned`].
+    FragmentsPlanned,
+    /// [`Figures::fragments_written`].
+    FragmentsWritten,
+    /// [`Figures::fragments_committed`].
+    FragmentsCommitted,
+    /// [`Figures::bytes_written`].
+    BytesWritten,
+    /// [`Figures::commits`].
+    Commits,
+    /// [`Figures::retries`].
+    Retries,
+    /// [`Figures::checkpoints`].
+    Checkpoints,
+}
+
+const COUNTS: usize = Count::Checkpoints as usize + 1;
+const PHASES: usize = Phase::Committing as usize + 1;
+
+/// Counts while a job runs; shared by all that work for it.
+#[derive(Debug, Default)]
+pub struct Counters {
+    counts: [AtomicU64; COUNTS],
+    nanoseconds: [AtomicU64; PHASES],
+}
+
+impl Counters {
+    /// Adds to a count.
+    pub fn add(&self, count: Count, more: u64) {
+        self.counts[count as usize].fetch_add(more, Ordering::Relaxed);
+    }
+
+    /// Sets a count.
+    pub fn set(&self, count: Count, value: u64) {
+        self.counts[count as usize].store(value, Ordering::Relaxed);
+    }
+
+    /// A count as it is now.
+    pub fn get(&self, count: Count) -> u64 {
+        self.counts[count as usize].load(Ordering::Relaxed)
+    }
+
+    /// Adds to the time of a phase.
+    pub fn spent(&self, phase: Phase, time: Duration) {
+        let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.nanoseconds[phase as usize].fetch_add(nanoseconds, Ordering::Relaxed);
+    }
+
+    /// Adds the time since `started` to a phase.
+    pub fn spent_since(&self, phase: Phase, started: Instant) {
+        self.spent(phase, started.elapsed());
+    }
+
+    /// The figures as they are now.
+    pub fn figures(&self) -> Figures {
+        let seconds = |phase: Phase| {
+            let nanoseconds = self.nanoseconds[phase as usize].load(Ordering::Relaxed);
+            // To the millisecond: more is noise.
+            (Duration::from_nanos(nanoseconds).as_secs_f64() * 1e3).round() / 1e3
+        };
+        Figures {
+            rows_planned: self.get(Count::RowsPlanned),
+            rows_computed: self.get(Count::RowsComputed),
+            rows_reused: self.get(Count::RowsReused),
+            rows_skipped: self.get(Count::RowsSkipped),
+            rows_failed: self.get(Count::RowsFailed),
+            rows_pending: self.get(Count::RowsPending),
+            fragments_planned: self.get(Count::FragmentsPlanned),
+            fragments_written: self.get(Count::FragmentsWritten),
+            fragments_committed: self.get(Count::FragmentsCommitted),
+            bytes_written: self.get(Count::BytesWritten),
+            commits: self.get(Count::Commits),
+            retries: self.get(Count::Retries),
+            checkpoints: self.get(Count::Checkpoints),
+            reading_seconds: seconds(Phase::Reading),
+            computing_seconds: seconds(Phase::Computing),
+            checkpointing_seconds: seconds(Phase::Checkpointing),
+            writing_seconds: seconds(Phase::Writing),
+            committing_seconds: seconds(Phase::Committing),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_what_was_counted() {
+        let counters = Counters::default();
+        counters.add(Count::RowsComputed, 3);
+        counters.add(Count::RowsComputed, 4);
+        counters.set(Count::RowsPending, 5);
+        counters.spent(Phase::Committing, Duration::from_micros(1_500));
+        let figures = counters.figures();
+        assert_eq!((figures.rows_computed, figures.rows_pending), (7, 5));
+        assert_eq!(figures.committing_seconds, 0.002);
+        assert_eq!(figures.checkpoints, 0);
+    }
+
+    #[test]
+    fn figures_of_another_release_can_be_read() {
+        let figures: Figures = serde_json::from_str(r#"{"rows_computed": 2, "new": 1}"#).unwrap();
+        assert_eq!(figures.rows_computed, 2);
+    }
+}
