@@ -353,7 +353,7 @@ enum OpenFile {
 
 impl FragmentValues {
     /// The values that `staged` has for `fragment` of `dataset`.
-    pub async fn new(
+    pub(super) async fn new(
         database: Arc<Database>,
         table: &str,
         dataset: Arc<Dataset>,
@@ -393,13 +393,13 @@ impl FragmentValues {
     }
 
     /// The offsets for which the column at place `column` has a value.
-    pub fn offsets(&self, column: usize) -> RoaringBitmap {
+    pub(super) fn offsets(&self, column: usize) -> RoaringBitmap {
         let places = self.places.get(column).into_iter().flatten();
         places.map(|place| place.0).collect()
     }
 
     /// The values of the column at place `column` at `offsets`, all of which must have one.
-    pub async fn values(&mut self, column: usize, offsets: &[u32]) -> Result<ArrayRef> {
+    pub(super) async fn values(&mut self, column: usize, offsets: &[u32]) -> Result<ArrayRef> {
         let mut wanted: Vec<(usize, u64)> = Vec::with_capacity(offsets.len());
         let places = &self.places[column];
         for offset in offsets {

@@ -126,7 +126,7 @@ struct Buffered {
 
 impl Checkpointer {
     /// For one fragment.
-    pub fn new(work: Arc<Work>) -> Self {
+    pub(super) fn new(work: Arc<Work>) -> Self {
         Self {
             work,
             buffer: Vec::new(),
@@ -138,7 +138,7 @@ impl Checkpointer {
 
     /// Adds results that took `time`. `ids` are those of the rows of `values`, and `computed` says
     /// which of these were computed, by column.
-    pub async fn add(
+    pub(super) async fn add(
         &mut self,
         fragment: u64,
         ids: UInt64Array,
@@ -173,7 +173,7 @@ impl Checkpointer {
     /// # Errors
     ///
     /// If the job is told to stop.
-    pub async fn obey(&mut self, fragment: u64) -> Result<()> {
+    pub(super) async fn obey(&mut self, fragment: u64) -> Result<()> {
         if self.work.signal.now() == Signal::Run {
             return Ok(());
         }

@@ -53,13 +53,13 @@ fn bad_lists_say_what_was_expected() {
 
 #[test]
 fn unknown_options_name_the_known_ones() {
-    let error = RefreshOptions::read(&given("(concurency = 2)")).unwrap_err();
+    let error = refresh_settings(&given("(concurency = 2)")).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
     assert_eq!(error.message(), "REFRESH COLUMN has no option 'concurency'");
     assert_eq!(
         error.hint(),
         Some(
-            "did you mean 'concurrency'? its options are concurrency, batch_rows, max_batch_rows, batch_bytes"
+            "did you mean 'concurrency'? its options are concurrency, batch_rows, max_batch_rows, batch_bytes, commit_every, commit_interval, checkpoint_interval, max_fragments, skip_fragments, version, max_calls, max_seconds, timeout"
         )
     );
     let error = OptimizeOptions::read(&given("(zzzzzzzz = 2)")).unwrap_err();
@@ -73,7 +73,7 @@ fn unknown_options_name_the_known_ones() {
 
 #[test]
 fn an_option_twice_is_an_error() {
-    let error = RefreshOptions::read(&given("(batch_rows = 2, Batch_Rows = 2)")).unwrap_err();
+    let error = refresh_settings(&given("(batch_rows = 2, Batch_Rows = 2)")).unwrap_err();
     assert_eq!(
         error.message(),
         "option 'batch_rows' of REFRESH COLUMN is given twice"
@@ -83,7 +83,7 @@ fn an_option_twice_is_an_error() {
 #[test]
 fn options_of_later_releases_are_not_available() {
     for known in REFRESH_COLUMN.iter().filter(|known| !known.available) {
-        let error = RefreshOptions::read(&given(&format!("({} = 1)", known.name))).unwrap_err();
+        let error = refresh_settings(&given(&format!("({} = 1)", known.name))).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotAvailable);
         assert_eq!(
             error.message(),
@@ -97,22 +97,36 @@ fn options_of_later_releases_are_not_available() {
 
 #[test]
 fn refresh_options_are_read() {
+    let settings = refresh_settings(&given(
+        "(concurrency = 4, batch_rows = 1000, max_batch_rows = 2000, batch_bytes = '64 MB', \
+          commit_every = 'all', commit_interval = '1m', checkpoint_interval = 2.5, max_calls = 7, \
+          max_seconds = 60, timeout = '1 hour', skip_fragments = 0, max_fragments = 3, version = 5)",
+    ))
+    .unwrap();
     assert_eq!(
-        RefreshOptions::read(&given(
-            "(concurrency = 4, batch_rows = 1000, max_batch_rows = 2000, batch_bytes = '64 MB')"
-        ))
-        .unwrap(),
-        RefreshOptions {
+        settings,
+        Settings {
             concurrency: Some(4),
-            batch_rows: Some(1000),
-            max_batch_rows: Some(2000),
-            batch_bytes: Some(64 << 20),
+            batches: BatchSize {
+                rows: Some(1000),
+                bytes: Some(64 << 20),
+            },
+            fixed_batches: true,
+            commit_every: Some(0),
+            commit_interval: Some(Duration::from_secs(60)),
+            checkpoint_interval: Some(Duration::from_millis(2500)),
+            skip_fragments: Some(0),
+            max_fragments: Some(3),
+            max_calls: Some(7),
+            max_time: Some(Duration::from_secs(60)),
+            timeout: Some(Duration::from_secs(3600)),
+            version: Some(5),
         }
     );
-    assert_eq!(
-        RefreshOptions::read(&[]).unwrap(),
-        RefreshOptions::default()
-    );
+    let most = refresh_settings(&given("(max_batch_rows = 9)")).unwrap();
+    assert_eq!(most.batches.rows, Some(9));
+    assert!(!most.fixed_batches);
+    assert_eq!(refresh_settings(&[]).unwrap(), Settings::default());
     for (text, expected) in [
         (
             "(concurrency = 0)",
@@ -122,6 +136,13 @@ fn refresh_options_are_read() {
         ("(concurrency = 1.5)", "not 1.5"),
         ("(concurrency = 'two')", "not 'two'"),
         ("(concurrency = TRUE)", "not TRUE"),
+        ("(commit_every = 0)", "option 'commit_every'"),
+        ("(commit_every = 'some')", "not 'some'"),
+        ("(max_seconds = 0)", "option 'max_seconds'"),
+        (
+            "(timeout = 'soon')",
+            "like '30 s', '10m' or '1 hour', not 'soon'",
+        ),
         ("(batch_rows = 0)", "option 'batch_rows'"),
         ("(batch_rows = 1e300)", "option 'batch_rows'"),
         ("(batch_bytes = '4 XB')", "like '64MB' or '4GB', not '4 XB'"),
@@ -130,7 +151,7 @@ fn refresh_options_are_read() {
             "more than 'max_batch_rows' = 4",
         ),
     ] {
-        let error = RefreshOptions::read(&given(text)).unwrap_err();
+        let error = refresh_settings(&given(text)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput, "{text}");
         assert!(error.message().contains(expected), "{text}: {error}");
     }
