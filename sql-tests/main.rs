@@ -5,6 +5,7 @@
 //! shell with the functions of [`functions`] added, so that a test can start, watch
 //! and kill a process whose computation counts its calls, sleeps or fails.
 
+mod crash;
 mod functions;
 mod harness;
 mod opening;
@@ -30,6 +31,7 @@ fn trials() -> Vec<Trial> {
     [
         harness::files::trials(),
         harness::checks::trials(),
+        crash::trials(),
         opening::trials(),
         property::trials(),
         pylance::trials(),

@@ -7,6 +7,7 @@
 //! - [`render`] turns results into text, [`normalize`] takes out of it what differs from
 //!   run to run,
 //! - [`process`] runs this binary as a shell in a process of its own,
+//! - [`scene`] is a database for tests of several processes,
 //! - [`checks`] tests all of this.
 
 pub mod checks;
@@ -17,6 +18,7 @@ pub mod foreign;
 pub mod normalize;
 pub mod process;
 pub mod render;
+pub mod scene;
 
 use std::fmt;
 

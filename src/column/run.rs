@@ -250,7 +250,7 @@ impl Run {
     /// All passes; `planned` are the first of them.
     async fn all(mut self, groups: Vec<Vec<String>>, planned: Vec<Pass>) -> Result<Refreshed> {
         let result = self.passes(groups, planned).await;
-        self.count_pending();
+        self.count_pending(None);
         let Self { driver, passes, .. } = self;
         let id = driver.id().to_string();
         match result {
@@ -277,11 +277,21 @@ impl Run {
         })
     }
 
-    fn count_pending(&self) {
+    /// Counts the rows that are pending and skipped: of the passes that have ended, and of the one that
+    /// is on its way.
+    fn count_pending(&self, pass: Option<(&Pass, &Committer)>) {
         let reports = || self.passes.iter().flat_map(|pass| &pass.reports);
+        let mut pending: u64 = reports().map(|r| r.rows_pending).sum();
+        let mut skipped: u64 = reports().map(|r| r.rows_skipped).sum();
+        if let Some((pass, committer)) = pass {
+            for (place, task) in pass.tasks.iter().enumerate() {
+                pending += committer.pending(place).len();
+                skipped += pass.table_rows.saturating_sub(task.rows);
+            }
+        }
         let counters = self.driver.counters();
-        counters.set(Count::RowsPending, reports().map(|r| r.rows_pending).sum());
-        counters.set(Count::RowsSkipped, reports().map(|r| r.rows_skipped).sum());
+        counters.set(Count::RowsPending, pending);
+        counters.set(Count::RowsSkipped, skipped);
     }
 
     async fn passes(
@@ -456,6 +466,7 @@ impl Run {
         counters.add(Count::RowsPlanned, pass.tasks.iter().map(|t| t.rows).sum());
         counters.add(Count::FragmentsPlanned, pass.fragments.len() as u64);
         let committer = Committer::new(pass).await?;
+        self.count_pending(Some((pass, &committer)));
         let whole = whole_files(pass, &staged).await?;
         let reused_rows = whole.values().flat_map(|w| &w.rows).map(RowSet::len).sum();
         counters.add(Count::RowsReused, reused_rows);
@@ -781,6 +792,7 @@ impl Flight<'_> {
             }
         };
         self.committed_at = Instant::now();
+        self.run.count_pending(Some((self.pass, &self.committer)));
         self.unrecorded
             .retain(|fragment, _| unfit.contains_key(fragment));
         // Their results are paid for: another round, or another run, finds them here.

@@ -19,7 +19,7 @@ use crate::{Error, Result};
 
 /// How long one evaluation should take: between two of them a job hears what it is told, and may
 /// write a checkpoint.
-const EVALUATION: Duration = Duration::from_millis(500);
+const EVALUATION: Duration = Duration::from_millis(250);
 /// Rows of the first evaluation, whose time is not known.
 const FIRST_ROWS: usize = 64;
 /// Bytes of results that wait for a checkpoint.
@@ -73,7 +73,7 @@ impl Pace {
         }
     }
 
-    /// As many as take about half a second.
+    /// As many as take about a quarter of a second.
     pub fn adaptive() -> Self {
         Self {
             rows: AtomicUsize::new(FIRST_ROWS),
@@ -261,7 +261,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_pace_finds_what_takes_half_a_second() {
+    fn the_pace_finds_what_takes_a_quarter_of_a_second() {
         let pace = Pace::adaptive();
         assert_eq!(pace.rows(), 64);
         // A cheap expression: as fast as steps allow.
@@ -273,7 +273,7 @@ mod tests {
         pace.learn(1024, Duration::from_secs(1024));
         assert_eq!(pace.rows(), 1);
         pace.learn(1, Duration::from_millis(10));
-        assert_eq!(pace.rows(), 50);
+        assert_eq!(pace.rows(), 25);
         let fixed = Pace::fixed();
         fixed.learn(64, Duration::from_secs(64));
         assert_eq!(fixed.rows(), usize::MAX);

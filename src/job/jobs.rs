@@ -225,6 +225,20 @@ impl Jobs {
         }
     }
 
+    /// Waits until the jobs of this process that were told to stop have ended.
+    pub async fn settled(&self) {
+        loop {
+            let stopping = lock(&self.running)
+                .iter()
+                .find(|(_, job)| matches!(job.signal.now(), Signal::Stop(_)))
+                .map(|(id, _)| id.clone());
+            match stopping {
+                Some(id) => self.wait(&id).await,
+                None => return,
+            };
+        }
+    }
+
     /// Waits until all jobs of this process have ended.
     pub async fn wait_for_all(&self) {
         while let Some(job) = self.running().first() {

@@ -26,7 +26,9 @@ impl Process {
     pub fn current() -> Self {
         let pid = std::process::id();
         Self {
-            user: variable(&["USER", "LOGNAME", "USERNAME"]).unwrap_or_else(|| "unknown".into()),
+            user: variable(&["USER", "LOGNAME", "USERNAME"])
+                .or_else(owner)
+                .unwrap_or_else(|| "unknown".into()),
             host: read("/proc/sys/kernel/hostname")
                 .or_else(|| variable(&["HOSTNAME", "COMPUTERNAME"]))
                 .unwrap_or_else(|| "unknown".into()),
@@ -57,6 +59,20 @@ fn variable(names: &[&str]) -> Option<String> {
         .iter()
         .find_map(|name| std::env::var(name).ok())
         .filter(|value| !value.is_empty())
+}
+
+/// The owner of this process, where the environment does not name one.
+fn owner() -> Option<String> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let uid = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    let uid = uid.split_whitespace().next()?;
+    let users = fs::read_to_string("/etc/passwd").ok()?;
+    let named = users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)? == uid).then(|| name.to_string())
+    });
+    Some(named.unwrap_or_else(|| format!("user {uid}")))
 }
 
 fn read(path: &str) -> Option<String> {

@@ -103,41 +103,43 @@ impl Interrupts {
         })
     }
 
-    /// Runs `statement` on `runtime` until it ends or is cancelled. Calls `slow` once it has
-    /// run for `patience`.
+    /// Runs `statement` on `runtime` until it ends or is cancelled. Calls `watch` every `interval`
+    /// meanwhile, and `cancel` when it is to end.
     pub(super) fn run<T: Send + 'static>(
         &self,
         runtime: &Handle,
         statement: impl Future<Output = T> + Send + 'static,
-        patience: Duration,
-        slow: impl FnOnce(),
+        interval: Duration,
+        watch: impl FnMut(),
+        cancel: impl FnOnce(),
     ) -> Ended<T> {
         // A task of its own: it has a worker's stack, and a panic ends only it.
         self.runtime
-            .block_on(self.attend(runtime.spawn(statement), patience, slow))
+            .block_on(self.attend(runtime.spawn(statement), interval, watch, cancel))
     }
 
     async fn attend<T>(
         &self,
         mut task: JoinHandle<T>,
-        patience: Duration,
-        slow: impl FnOnce(),
+        interval: Duration,
+        mut watch: impl FnMut(),
+        cancel: impl FnOnce(),
     ) -> Ended<T> {
         // What was meant for the statement before came too late for it.
         let _ = self.shared.pressed.notified().now_or_never();
         self.shared.state.store(RUNNING, Ordering::SeqCst);
-        let mut slow = Some(slow);
+        let mut next = tokio::time::Instant::now() + interval;
         let result = loop {
             tokio::select! {
                 result = &mut task => break Some(result),
                 () = self.shared.pressed.notified() => {
+                    cancel();
                     task.abort();
                     break tokio::time::timeout(GRACE, &mut task).await.ok();
                 }
-                () = tokio::time::sleep(patience), if slow.is_some() => {
-                    if let Some(slow) = slow.take() {
-                        slow();
-                    }
+                () = tokio::time::sleep_until(next) => {
+                    watch();
+                    next = tokio::time::Instant::now() + interval;
                 }
             }
         };
@@ -191,12 +193,18 @@ mod tests {
         statement: impl Future<Output = T> + Send + 'static,
         during: impl FnOnce(),
     ) -> Ended<T> {
+        let mut during = Some(during);
+        let during = || {
+            if let Some(during) = during.take() {
+                during();
+            }
+        };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
             .build()
             .unwrap();
-        let ended = interrupts.run(runtime.handle(), statement, SOON, during);
+        let ended = interrupts.run(runtime.handle(), statement, SOON, during, || {});
         runtime.shutdown_background();
         ended
     }

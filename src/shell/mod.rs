@@ -133,7 +133,9 @@ fn serve(
         interrupts,
     );
     if interactive {
-        return Ok(interactive::run(&mut runner, &arguments.database));
+        let code = interactive::run(&mut runner, &arguments.database);
+        runner.wait_for_jobs();
+        return Ok(code);
     }
     let inputs = if inputs.is_empty() {
         vec![stdin()]
@@ -145,12 +147,13 @@ fn serve(
             Ok(()) => {}
             Err(Halt::Quit) => break,
             Err(Halt::Failed) if arguments.keep_going => {}
-            Err(Halt::Failed) => return Ok(ExitCode::FAILURE),
+            Err(Halt::Failed) => break,
             Err(Halt::Interrupted) => return Ok(ExitCode::from(interrupt::EXIT_STATUS)),
             // As a program that the signal SIGPIPE ends.
             Err(Halt::BrokenPipe) => return Ok(ExitCode::from(141)),
         }
     }
+    runner.wait_for_jobs();
     Ok(if runner.has_failed() {
         ExitCode::FAILURE
     } else {

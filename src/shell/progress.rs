@@ -1,16 +1,21 @@
-//! A sign of life for statements that take their time.
+//! A sign of life for statements that take their time: how far their job is.
 //!
-//! It is drawn on stderr, and only if that is a terminal; elsewhere every call does nothing.
+//! It is written to stderr: as a bar if that is a terminal, else as a line every few seconds.
 
 use std::fmt;
 use std::io::{self, IsTerminal};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// How long a statement runs before its progress is shown.
-pub const DELAY: Duration = Duration::from_millis(500);
+use super::say;
+use crate::job::jobs::RunningJob;
+
+/// How often it is brought up to date; and how long a statement runs before it is shown.
+pub const INTERVAL: Duration = Duration::from_millis(250);
+/// How often a line is written where there is no terminal.
+const LINES: Duration = Duration::from_secs(5);
 
 const TICK: Duration = Duration::from_millis(120);
 const SPINNER: &str = "{spinner} {elapsed} {msg}";
@@ -26,9 +31,10 @@ pub struct Progress {
 
 struct State {
     started: Instant,
+    /// Whether it is drawn, or written as lines.
+    is_drawn: bool,
     bar: Option<ProgressBar>,
-    /// Done and in all, and what is being counted.
-    measure: Option<(u64, u64, String)>,
+    last_line: Instant,
     cleared: bool,
 }
 
@@ -39,42 +45,31 @@ impl fmt::Debug for Progress {
 }
 
 impl Progress {
-    /// The progress of a statement that begins now. Nothing is ever drawn if `wanted` is
-    /// false, or if stderr is no terminal.
+    /// The progress of a statement that begins now. Nothing is ever shown if `wanted` is
+    /// false.
     pub fn new(wanted: bool) -> Self {
-        let state = (wanted && io::stderr().is_terminal()).then(|| {
+        let state = wanted.then(|| {
             Arc::new(Mutex::new(State {
                 started: Instant::now(),
+                is_drawn: io::stderr().is_terminal(),
                 bar: None,
-                measure: None,
+                last_line: Instant::now(),
                 cleared: false,
             }))
         });
         Self { state }
     }
 
-    /// Says that `done` of `all` is done, and of what: rows, fragments. With `all` 0, which
-    /// stands for not known, only the text is shown.
-    pub fn report(&self, done: u64, all: u64, what: &str) {
-        if let Some(mut state) = self.lock() {
-            state.measure = Some((done, all, what.to_string()));
-            state.update();
-        }
-    }
-
-    /// Begins to draw, unless it was cleared.
-    pub fn show(&self) {
+    /// Shows how far the statement is: its job, if it has one.
+    pub fn update(&self, job: Option<&RunningJob>) {
         if let Some(mut state) = self.lock()
             && !state.cleared
-            && state.bar.is_none()
         {
-            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-            if let Some(started) = Instant::now().checked_duration_since(state.started) {
-                bar.set_elapsed(started);
+            match (state.is_drawn, job) {
+                (true, job) => state.draw(job),
+                (false, Some(job)) => state.write(job),
+                (false, None) => {}
             }
-            bar.enable_steady_tick(TICK);
-            state.bar = Some(bar);
-            state.update();
         }
     }
 
@@ -96,36 +91,102 @@ impl Progress {
 }
 
 impl State {
-    fn update(&self) {
-        let Some(bar) = &self.bar else { return };
-        let (done, all, what) = match &self.measure {
-            Some((done, all, what)) => (*done, *all, what.as_str()),
-            None => (0, 0, "running"),
-        };
-        let template = if all > 0 { BAR } else { SPINNER };
+    fn draw(&mut self, job: Option<&RunningJob>) {
+        let started = self.started;
+        let bar = self.bar.get_or_insert_with(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            bar.set_elapsed(started.elapsed());
+            bar.enable_steady_tick(TICK);
+            bar
+        });
+        let planned = job.map_or(0, |job| job.figures.rows_planned);
+        let template = if planned > 0 { BAR } else { SPINNER };
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
-        if all > 0 {
-            bar.set_length(all);
-            bar.set_position(done.min(all));
-            bar.set_message(format!("{done} of {all} {what}"));
-        } else {
-            bar.set_message(what.to_string());
+        match job {
+            Some(job) if planned > 0 => {
+                bar.set_length(planned);
+                bar.set_position(done(job).min(planned));
+                bar.set_message(describe(job));
+            }
+            _ => bar.set_message("running"),
         }
     }
+
+    fn write(&mut self, job: &RunningJob) {
+        if self.last_line.elapsed() < LINES {
+            return;
+        }
+        self.last_line = Instant::now();
+        let percent = match job.figures.rows_planned {
+            0 => 0,
+            planned => (done(job).min(planned) * 100) / planned,
+        };
+        let elapsed = job.elapsed.as_secs();
+        say(&format!(
+            "job {}: {percent}% after {elapsed} s, {}",
+            job.id,
+            describe(job)
+        ));
+    }
+}
+
+fn done(job: &RunningJob) -> u64 {
+    job.figures.rows_computed + job.figures.rows_reused
+}
+
+/// Rows, rows a second, fragments, and how long it will take from here.
+fn describe(job: &RunningJob) -> String {
+    let figures = &job.figures;
+    let seconds = job.elapsed.as_secs_f64().max(1e-3);
+    let rate = figures.rows_computed as f64 / seconds;
+    let left = figures.rows_planned.saturating_sub(done(job));
+    let mut text = format!(
+        "{} of {} rows, {} rows/s, {} of {} fragments",
+        HumanCount(done(job)),
+        HumanCount(figures.rows_planned),
+        HumanCount(rate as u64),
+        figures.fragments_written,
+        figures.fragments_planned,
+    );
+    if left == 0 {
+        text += ", writing";
+    } else if rate > 0.0 {
+        let eta = Duration::try_from_secs_f64(left as f64 / rate).unwrap_or(Duration::MAX);
+        text += &format!(", {} left", HumanDuration(eta));
+    }
+    text
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job::counters::Figures;
+
+    fn job() -> RunningJob {
+        RunningJob {
+            id: "1".to_string(),
+            statement: String::new(),
+            elapsed: Duration::from_secs(10),
+            figures: Figures {
+                rows_planned: 10_000,
+                rows_computed: 2_000,
+                rows_reused: 500,
+                fragments_planned: 4,
+                fragments_written: 1,
+                ..Figures::default()
+            },
+        }
+    }
 
     fn drawn() -> Progress {
         Progress {
             state: Some(Arc::new(Mutex::new(State {
                 started: Instant::now(),
+                is_drawn: true,
                 bar: Some(ProgressBar::hidden()),
-                measure: None,
+                last_line: Instant::now(),
                 cleared: false,
             }))),
         }
@@ -134,28 +195,29 @@ mod tests {
     #[test]
     fn an_unwanted_one_takes_every_call() {
         let progress = Progress::new(false);
-        progress.show();
-        progress.report(1, 2, "rows");
+        progress.update(Some(&job()));
         progress.clear();
         assert!(progress.state.is_none());
     }
 
     #[test]
-    fn a_report_moves_the_bar() {
+    fn an_update_moves_the_bar() {
         let progress = drawn();
-        progress.report(3, 10, "fragments");
+        progress.update(Some(&job()));
         let state = progress.lock().unwrap();
         let bar = state.bar.as_ref().unwrap();
-        assert_eq!((bar.position(), bar.length()), (3, Some(10)));
-        assert_eq!(bar.message(), "3 of 10 fragments");
+        assert_eq!((bar.position(), bar.length()), (2_500, Some(10_000)));
+        assert_eq!(
+            bar.message(),
+            "2,500 of 10,000 rows, 200 rows/s, 1 of 4 fragments, 37 seconds left"
+        );
     }
 
     #[test]
     fn nothing_is_drawn_after_it_was_cleared() {
         let progress = drawn();
         progress.clone().clear();
-        progress.show();
-        progress.report(1, 2, "rows");
+        progress.update(Some(&job()));
         assert!(progress.lock().unwrap().bar.is_none());
     }
 }

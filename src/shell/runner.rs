@@ -1,7 +1,9 @@
 //! Runs statements and backslash commands, one after the other, and prints what comes of them.
 
+use std::collections::BTreeSet;
 use std::io::{self, BufRead, IsTerminal, Write};
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use datafusion::sql::parser::Statement as DataFusionStatement;
 use datafusion::sql::sqlparser::ast;
@@ -14,6 +16,7 @@ use super::output::{Layout, Printed, Sink};
 use super::progress::{self, Progress};
 use super::script::{PieceKind, Script};
 use super::{help, open_script, report, say};
+use crate::job::signal::{Signal, Stop};
 use crate::session::Headwater;
 use crate::sql::parse;
 use crate::sql::statement::Statement;
@@ -21,6 +24,9 @@ use crate::{Error, ErrorKind, Result};
 
 /// How deep scripts may include others. One that includes itself would never end.
 const MAX_DEPTH: usize = 16;
+
+/// How long jobs that were told to stop are waited for.
+const SETTLE: Duration = Duration::from_secs(1);
 
 /// Why nothing more is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,10 +141,30 @@ impl Runner {
             },
             progress.clone(),
         );
-        let ended = self
-            .interrupts
-            .run(&self.runtime, task, progress::DELAY, || progress.show());
+        let jobs = Arc::clone(self.session.jobs());
+        let before: BTreeSet<String> = jobs.running().into_iter().map(|job| job.id).collect();
+        // The job of this statement, not those that run beside it.
+        let new_jobs = || {
+            let mut running = jobs.running();
+            running.retain(|job| !before.contains(&job.id));
+            running
+        };
+        let ended = self.interrupts.run(
+            &self.runtime,
+            task,
+            progress::INTERVAL,
+            || progress.update(new_jobs().first()),
+            // At once, though the statement may have no worker left to hear of it.
+            || {
+                for job in new_jobs() {
+                    jobs.tell(&job.id, Signal::Stop(Stop::Cancelled));
+                }
+            },
+        );
         progress.clear();
+        if let Ended::Cancelled { .. } = ended {
+            self.settle();
+        }
         for notice in self.session.take_notices() {
             if !self.settings.quiet {
                 say(&format!("Notice: {notice}"));
@@ -171,6 +197,49 @@ impl Runner {
                 }
                 self.fail(error, place);
                 Err(Halt::Interrupted)
+            }
+        }
+    }
+
+    /// Gives jobs that were told to stop the time to write down what they have.
+    fn settle(&self) {
+        let settled = self.session.jobs().settled();
+        let _ = self
+            .runtime
+            .block_on(async { tokio::time::timeout(SETTLE, settled).await });
+    }
+
+    /// Waits for the jobs that run in the background; Ctrl-C twice leaves them.
+    pub(super) fn wait_for_jobs(&mut self) {
+        let mut leaving = false;
+        loop {
+            let running = self.session.jobs().running();
+            let Some(first) = running.first() else { return };
+            if !self.settings.quiet && !leaving {
+                say(&format!(
+                    "Waiting for {} job(s). Ctrl-C twice leaves; what they have done is kept, and RESUME JOB '{}' goes on from there.",
+                    running.len(),
+                    first.id
+                ));
+            }
+            let progress = Progress::new(!self.settings.quiet);
+            let jobs = Arc::clone(self.session.jobs());
+            let all = Arc::clone(&jobs);
+            let ended = self.interrupts.run(
+                &self.runtime,
+                async move { all.wait_for_all().await },
+                progress::INTERVAL,
+                || progress.update(jobs.running().first()),
+                || {},
+            );
+            progress.clear();
+            match ended {
+                Ended::Cancelled { .. } if leaving => return,
+                Ended::Cancelled { .. } => {
+                    leaving = true;
+                    say("Ctrl-C again leaves.");
+                }
+                _ => return,
             }
         }
     }

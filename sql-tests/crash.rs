@@ -1,0 +1,147 @@
+//! Refreshes that are killed at random moments lose nothing that is finished.
+//!
+//! A process refreshes a column whose function takes its time and counts its calls. It is killed, another
+//! one goes on, and so on; between two of them the table may change. In the end every value is right,
+//! few rows were computed twice, and nothing is left behind.
+//!
+//! `HEADWATER_SEED` and `HEADWATER_KILLS` choose another run than the ones that run by default.
+
+use std::env;
+use std::io::Read;
+use std::process::{Child, ExitStatus};
+use std::time::Duration;
+
+use libtest_mimic::Trial;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use crate::harness::scene::{Outcome, Scene, block_on};
+
+const SEEDS: [u64; 2] = [3, 20261121];
+const KILLS: u64 = 12;
+/// Most kills of one table.
+const KILLS_OF_ONE: u64 = 8;
+/// Milliseconds after which a process that computes has written it down.
+const CHECKPOINT: u64 = 60;
+/// Milliseconds that a row takes.
+const CALL: u64 = 5;
+const ROWS: i64 = 240;
+
+/// A trial for each seed.
+pub fn trials() -> Vec<Trial> {
+    let number = |name: &str| env::var(name).ok().and_then(|text| text.parse().ok());
+    let kills = number("HEADWATER_KILLS").unwrap_or(KILLS);
+    let seeds = match number("HEADWATER_SEED") {
+        Some(seed) => vec![seed],
+        None => SEEDS.to_vec(),
+    };
+    seeds
+        .into_iter()
+        .map(|seed| {
+            Trial::test(format!("crash/kills_seed_{seed}"), move || {
+                block_on(async {
+                    kills_lose_nothing(seed, kills).await.map_err(|error| {
+                        format!("HEADWATER_SEED={seed} HEADWATER_KILLS={kills}: {error}").into()
+                    })
+                })
+            })
+        })
+        .collect()
+}
+
+async fn kills_lose_nothing(seed: u64, kills: u64) -> Outcome<()> {
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut left = kills;
+    while left > 0 {
+        left = left.saturating_sub(one_table(&mut random, left).await?);
+    }
+    Ok(())
+}
+
+/// Fills a column in spite of at most `most` kills, and says how many there were, but at least 1.
+async fn one_table(random: &mut StdRng, most: u64) -> Outcome<u64> {
+    let scene = Scene::new(&[
+        &format!(
+            "CREATE TABLE t WITH (max_rows_per_fragment = 40) AS \
+             SELECT value AS id, value AS x FROM generate_series(1, {ROWS})"
+        ),
+        &format!("ALTER TABLE t ADD COLUMN y BIGINT AS (count_calls(sleep_ms(x, {CALL})))"),
+    ])
+    .await?;
+    let every = ["1", "2", "'all'"][random.random_range(0..3)];
+    let full = if random.random_bool(0.3) { "FULL " } else { "" };
+    let workers = random.random_range(1..=4);
+    let statement = format!(
+        "REFRESH COLUMN y ON t {full}WITH (checkpoint_interval = {}, commit_every = {every}, concurrency = {workers})",
+        CHECKPOINT as f64 / 1e3,
+    );
+    let mut kills = 0;
+    // Rows whose inputs changed after they may have been computed.
+    let mut changed: i64 = 0;
+    let mut next_id = ROWS + 1;
+    loop {
+        let mut child = scene.shell.start(&[&statement])?;
+        if kills == most.min(KILLS_OF_ONE) {
+            let status = child.wait()?;
+            check_status(child, status)?;
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(random.random_range(20..500))).await;
+        if let Some(status) = child.try_wait()? {
+            check_status(child, status)?;
+            break;
+        }
+        child.kill()?;
+        child.wait()?;
+        kills += 1;
+        let id = random.random_range(1..=ROWS);
+        let change = match random.random_range(0..6) {
+            0 => "OPTIMIZE t WITH (target_rows_per_fragment = 100)".to_string(),
+            1 => {
+                changed += 1;
+                format!("UPDATE t SET x = x + 1000 WHERE id = {id}")
+            }
+            2 => {
+                (next_id, changed) = (next_id + 1, changed + 1);
+                format!("INSERT INTO t (id, x) VALUES ({next_id}, {next_id})")
+            }
+            3 => format!("DELETE FROM t WHERE id = {id}"),
+            _ => continue,
+        };
+        scene.run(&change).await?;
+    }
+    // What was added meanwhile may belong to the next refresh.
+    scene.run("REFRESH COLUMN y ON t").await?;
+    scene
+        .expect("SELECT count(*) FROM t WHERE y IS DISTINCT FROM x", 0)
+        .await?;
+    // Each worker of a killed process loses what it computed since its last checkpoint, and what it was
+    // evaluating: at most the first rows, whose time nobody knows.
+    let twice = scene.all_calls()? as i64 - ROWS - changed;
+    let lost = workers * ((CHECKPOINT / CALL) as i64 + 64);
+    if twice > kills as i64 * lost {
+        return Err(format!("{twice} calls too many after {kills} kills of {statement}").into());
+    }
+    for folder in ["staged", "active-jobs"] {
+        let left = scene.own_files(folder)?;
+        if !left.is_empty() {
+            return Err(format!("{statement} left {left:?}").into());
+        }
+    }
+    scene
+        .expect("SELECT count(*) FROM system.jobs WHERE state <> 'done'", 0)
+        .await?;
+    Ok(kills.max(1))
+}
+
+/// Fails with what a process said if it failed.
+fn check_status(mut child: Child, status: ExitStatus) -> Outcome<()> {
+    if status.success() {
+        return Ok(());
+    }
+    let mut said = String::new();
+    if let Some(stderr) = &mut child.stderr {
+        stderr.read_to_string(&mut said)?;
+    }
+    Err(format!("a refresh ended with {status}: {said}").into())
+}
