@@ -24,7 +24,7 @@ use super::refresh::{
     CHECKPOINT_INTERVAL, COMMIT_EVERY, COMMIT_INTERVAL, ColumnReport, RanPass, Refresh, Settings,
     load_columns, order, plan_pass,
 };
-use super::staged::{Staged, Staging, discard};
+use super::staged::{Staged, Staging, discard, discard_all};
 use super::work::{Pace, Work, is_stop};
 use super::write::written_units;
 use crate::database::Database;
@@ -251,6 +251,11 @@ impl Run {
     async fn all(mut self, groups: Vec<Vec<String>>, planned: Vec<Pass>) -> Result<Refreshed> {
         let result = self.passes(groups, planned).await;
         self.count_pending(None);
+        let is_through = matches!(result, Ok(None));
+        if is_through && (self.has_staged || self.driver.is_resumed()) {
+            let database = &self.environment.database;
+            discard_all(database, &self.request.table, self.driver.id()).await?;
+        }
         let Self { driver, passes, .. } = self;
         let id = driver.id().to_string();
         match result {
@@ -476,21 +481,22 @@ impl Run {
             .into_iter()
             .filter(|unit| !whole.contains_key(&unit.fragment))
             .collect();
+        let checkpoint_interval = self
+            .settings()
+            .checkpoint_interval
+            .unwrap_or(CHECKPOINT_INTERVAL);
         let work = Arc::new(Work {
             job: self.driver.id().to_string(),
             signal: self.driver.signal().clone(),
             counters: Arc::clone(counters),
-            checkpoint_interval: self
-                .settings()
-                .checkpoint_interval
-                .unwrap_or(CHECKPOINT_INTERVAL),
+            checkpoint_interval,
             ledger: self.driver.ledger().clone(),
             database: Arc::clone(&database),
             staging: Staging::new(Arc::clone(&database), pass, self.driver.id()).await?,
             staged: Arc::new(staged),
             pace: match self.settings().fixed_batches {
                 true => Pace::fixed(),
-                false => Pace::adaptive(),
+                false => Pace::adaptive(checkpoint_interval),
             },
         });
         let mut flight = Flight {

@@ -286,6 +286,18 @@ pub async fn discard(database: &Database, table: &str, field_ids: &[i32]) -> Res
     Ok(())
 }
 
+/// Removes all files that a job has staged: it is through, whatever became of them.
+pub async fn discard_all(database: &Database, table: &str, job: &str) -> Result<()> {
+    let folder = folder(table);
+    for name in database.root().list_own_all(&folder).await? {
+        if name.starts_with(job) {
+            let path = format!("{folder}/{name}");
+            database.root().remove_own(&path).await?;
+        }
+    }
+    Ok(())
+}
+
 /// What changed since the versions that records were computed from: many come from one version.
 #[derive(Default)]
 struct Changed {

@@ -20,8 +20,6 @@ use crate::{Error, Result};
 /// How long one evaluation should take: between two of them a job hears what it is told, and may
 /// write a checkpoint.
 const EVALUATION: Duration = Duration::from_millis(250);
-/// Rows of the first evaluation, whose time is not known.
-const FIRST_ROWS: usize = 64;
 /// Bytes of results that wait for a checkpoint.
 const BUFFER_BYTES: usize = 64 << 20;
 /// What a stop throws away rather than writes down.
@@ -61,7 +59,8 @@ impl fmt::Debug for Work {
 #[derive(Debug)]
 pub struct Pace {
     rows: AtomicUsize,
-    fixed: bool,
+    /// How long an evaluation should take; `None` if its rows are given.
+    target: Option<Duration>,
 }
 
 impl Pace {
@@ -69,15 +68,16 @@ impl Pace {
     pub fn fixed() -> Self {
         Self {
             rows: AtomicUsize::new(usize::MAX),
-            fixed: true,
+            target: None,
         }
     }
 
-    /// As many as take about a quarter of a second.
-    pub fn adaptive() -> Self {
+    /// As many as take a quarter of a second, or of `checkpoint_interval` if that is short. Begins with
+    /// one row: nobody knows how long it takes.
+    pub fn adaptive(checkpoint_interval: Duration) -> Self {
         Self {
-            rows: AtomicUsize::new(FIRST_ROWS),
-            fixed: false,
+            rows: AtomicUsize::new(1),
+            target: Some(EVALUATION.min(checkpoint_interval / 4)),
         }
     }
 
@@ -90,12 +90,12 @@ impl Pace {
     pub fn learn(&self, rows: usize, time: Duration) {
         /// Grows by steps, so that one lucky row does not make a batch that takes hours.
         const GROWTH: usize = 4;
-        if self.fixed || rows == 0 {
+        let Some(target) = self.target.filter(|_| rows > 0) else {
             return;
-        }
+        };
         let each = time.as_secs_f64() / rows as f64;
-        let fitting = EVALUATION.as_secs_f64() / each.max(1e-9);
-        let most = rows.max(FIRST_ROWS).saturating_mul(GROWTH);
+        let fitting = target.as_secs_f64() / each.max(1e-9);
+        let most = rows.saturating_mul(GROWTH);
         let next = (fitting as usize).clamp(1, most);
         // Other workers learn too; the last word counts.
         self.rows.store(next, Ordering::Relaxed);
@@ -262,17 +262,17 @@ mod tests {
 
     #[test]
     fn the_pace_finds_what_takes_a_quarter_of_a_second() {
-        let pace = Pace::adaptive();
-        assert_eq!(pace.rows(), 64);
+        let pace = Pace::adaptive(Duration::from_secs(10));
+        assert_eq!(pace.rows(), 1);
         // A cheap expression: as fast as steps allow.
-        pace.learn(64, Duration::from_micros(10));
-        assert_eq!(pace.rows(), 256);
-        pace.learn(256, Duration::from_micros(40));
-        assert_eq!(pace.rows(), 1024);
+        pace.learn(1, Duration::from_micros(10));
+        assert_eq!(pace.rows(), 4);
+        pace.learn(4, Duration::from_micros(40));
+        assert_eq!(pace.rows(), 16);
         // A dear one: a second each.
         pace.learn(1024, Duration::from_secs(1024));
         assert_eq!(pace.rows(), 1);
-        pace.learn(1, Duration::from_millis(10));
+        pace.learn(16, Duration::from_millis(160));
         assert_eq!(pace.rows(), 25);
         let fixed = Pace::fixed();
         fixed.learn(64, Duration::from_secs(64));

@@ -21,6 +21,8 @@ use crate::{Error, ErrorKind, Result};
 
 const TABLE_SUFFIX: &str = ".lance";
 const OWN_FOLDER: &str = "_headwater";
+/// What the name of a local file contains that is being written: it gets its own name when it is whole.
+const UNFINISHED: &str = ".tmp.";
 /// Bytes of decoded index pages that all tables of a database may keep in memory.
 const INDEX_CACHE_BYTES: usize = 256 << 20;
 /// Bytes of manifests and file footers that all tables of a database may keep in memory.
@@ -247,6 +249,13 @@ impl Root {
 
     /// Names of Headwater's own files directly below `folder`, sorted.
     pub async fn list_own(&self, folder: &str) -> Result<Vec<String>> {
+        let mut names = self.list_own_all(folder).await?;
+        names.retain(|name| !name.contains(UNFINISHED));
+        Ok(names)
+    }
+
+    /// As [`list_own`](Self::list_own), with what processes left that died while they wrote.
+    pub async fn list_own_all(&self, folder: &str) -> Result<Vec<String>> {
         let path = self.own_path(folder);
         let listing = match self.store.list_with_delimiter(Some(&path)).await {
             Ok(listing) => listing,
