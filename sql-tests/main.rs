@@ -5,6 +5,7 @@
 //! shell with the functions of [`functions`] added, so that a test can start, watch
 //! and kill a process whose computation counts its calls, sleeps or fails.
 
+mod conflicts;
 mod crash;
 mod functions;
 mod harness;
@@ -31,6 +32,7 @@ fn trials() -> Vec<Trial> {
     [
         harness::files::trials(),
         harness::checks::trials(),
+        conflicts::trials(),
         crash::trials(),
         opening::trials(),
         property::trials(),

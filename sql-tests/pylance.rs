@@ -25,7 +25,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// The interpreter of an environment that has pylance.
-fn python() -> Outcome<PathBuf> {
+pub(crate) fn python() -> Outcome<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/pylance");
     let python = folder.join("bin/python");
     let ready = folder.join(PYLANCE);

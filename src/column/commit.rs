@@ -42,6 +42,8 @@ pub struct Written {
     pub rows: Vec<RowSet>,
     /// Whether an earlier run wrote it.
     pub is_reused: bool,
+    /// Whether it is committed: then only rows that others moved elsewhere have not landed.
+    pub has_landed: bool,
 }
 
 /// Commits what a pass has written, in one or several commits.
@@ -63,7 +65,8 @@ pub struct Committer {
 /// What came of a commit.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// Files that do not fit the newest version.
+    /// Files that do not fit the newest version; of files that do, the rows that are no longer in their
+    /// fragment, because others updated or deleted them.
     pub unfit: BTreeMap<u64, Written>,
     /// Whether what was planned is no longer true, and why.
     pub overtaken: Option<String>,
@@ -163,7 +166,15 @@ impl Committer {
             all.union_with(landed);
         }
         for fragment in &fitting {
-            files.remove(fragment);
+            let is_whole = files.get(fragment).is_none_or(|written| {
+                let mut rows = written.rows.iter().zip(&landed);
+                rows.all(|(rows, landed)| rows.is_subset(landed))
+            });
+            if is_whole {
+                files.remove(fragment);
+            } else if let Some(written) = files.get_mut(fragment) {
+                written.has_landed = true;
+            }
         }
         driver.counters().add(Count::Commits, 1);
         driver

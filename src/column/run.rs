@@ -364,12 +364,15 @@ impl Run {
             round_number += 1;
             let is_unfit = round.unfit.iter().any(|rows| !rows.is_empty());
             if is_unfit && stopped.is_none() && failed.is_none() && round_number < ROUNDS {
-                let unfit: u64 = round.unfit.iter().map(RowSet::len).sum();
-                let message =
-                    format!("others changed the table meanwhile: {unfit} rows are laid out anew");
-                self.driver.event("replanned", message, None).await?;
                 let again = self.plan_again(&pass, &round.unfit).await?;
-                next = (!again.is_empty()).then_some(again);
+                if !again.is_empty() {
+                    let rows: u64 = again.tasks.iter().map(|task| task.rows).sum();
+                    let message = format!(
+                        "others changed the table meanwhile: {rows} rows are laid out anew"
+                    );
+                    self.driver.event("replanned", message, None).await?;
+                    next = Some(again);
+                }
             }
             first.get_or_insert((pass, round.plan));
         }
@@ -712,6 +715,7 @@ impl Flight<'_> {
             file,
             rows,
             is_reused: false,
+            has_landed: false,
         };
         self.work.counters.add(Count::FragmentsWritten, 1);
         self.unrecorded_since.get_or_insert_with(Instant::now);
@@ -804,8 +808,8 @@ impl Flight<'_> {
         // Their results are paid for: another round, or another run, finds them here.
         self.record().await?;
         for (_, written) in unfit {
-            for (all, rows) in self.unfit.iter_mut().zip(&written.rows) {
-                all.union_with(rows);
+            for (place, (all, rows)) in self.unfit.iter_mut().zip(written.rows).enumerate() {
+                all.union_with(&rows.difference(self.committer.landed(place)));
             }
         }
         Ok(())
@@ -885,6 +889,7 @@ async fn whole_files(pass: &Pass, staged: &Staged) -> Result<BTreeMap<u64, Writt
                     file: json.to_string(),
                     rows: todo,
                     is_reused: true,
+                    has_landed: false,
                 };
                 whole.insert(*fragment, written);
                 break;
