@@ -26,6 +26,17 @@ const INDEX_CACHE_BYTES: usize = 256 << 20;
 /// Bytes of manifests and file footers that all tables of a database may keep in memory.
 const METADATA_CACHE_BYTES: usize = 128 << 20;
 
+/// One of Headwater's own files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnFile {
+    /// Its name in its folder.
+    pub name: String,
+    /// Its size.
+    pub bytes: u64,
+    /// When it was written, in milliseconds since 1970, UTC.
+    pub modified_millis: i64,
+}
+
 /// A place that holds a database: a local folder or a prefix of an object store.
 pub struct Root {
     url: String,
@@ -247,19 +258,31 @@ impl Root {
 
     /// Names of Headwater's own files directly below `folder`, sorted.
     pub async fn list_own(&self, folder: &str) -> Result<Vec<String>> {
+        let files = self.list_own_files(folder).await?;
+        Ok(files.into_iter().map(|file| file.name).collect())
+    }
+
+    /// Headwater's own files directly below `folder`, by name.
+    pub async fn list_own_files(&self, folder: &str) -> Result<Vec<OwnFile>> {
         let path = self.own_path(folder);
         let listing = match self.store.list_with_delimiter(Some(&path)).await {
             Ok(listing) => listing,
             Err(error) if is_not_found(&error) => return Ok(Vec::new()),
             Err(error) => return Err(error.into()),
         };
-        let mut names: Vec<String> = listing
+        let mut files: Vec<OwnFile> = listing
             .objects
             .iter()
-            .filter_map(|object| object.location.filename().map(str::to_string))
+            .filter_map(|object| {
+                Some(OwnFile {
+                    name: object.location.filename()?.to_string(),
+                    bytes: object.size,
+                    modified_millis: object.last_modified.timestamp_millis(),
+                })
+            })
             .collect();
-        names.sort();
-        Ok(names)
+        files.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(files)
     }
 
     fn table_path(&self, name: &str) -> Path {
