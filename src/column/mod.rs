@@ -3,11 +3,13 @@
 //! A computed column is a row-for-row view stored beside its source rows. A refresh finds the rows
 //! that need a value ([`assess`]), plans which fragments to write ([`plan`]), computes ([`compute`])
 //! and writes ([`write`]) one file a fragment, and commits the files with the column's new
-//! [`state`] ([`refresh`]).
+//! [`state`] ([`refresh`]). Copies of the states outlive the versions that they were committed with
+//! ([`mirror`]).
 
 pub mod assess;
 pub mod compute;
 pub mod declare;
+pub mod mirror;
 pub mod plan;
 pub mod refresh;
 pub mod state;
