@@ -16,7 +16,6 @@ const LATER: &[&str] = &[
     "CREATE FUNCTION",
     "CREATE TEMPORARY FUNCTION",
     "CREATE ENVIRONMENT",
-    "CREATE TAG",
     "CREATE INDEX",
     "CREATE UNIQUE INDEX",
     "CREATE SCHEMA",
@@ -31,7 +30,6 @@ const LATER: &[&str] = &[
     "DROP MATERIALIZED VIEW",
     "DROP FUNCTION",
     "DROP ENVIRONMENT",
-    "DROP TAG",
     "DROP INDEX",
     "DROP SCHEMA",
     "DROP DATABASE",
@@ -41,7 +39,6 @@ const LATER: &[&str] = &[
     "SHOW MATERIALIZED VIEWS",
     "SHOW ENVIRONMENTS",
     "SHOW INDEXES",
-    "SHOW TAGS",
     "SHOW JOBS",
     "SHOW JOB EVENTS",
     "SHOW ERRORS",
@@ -51,8 +48,6 @@ const LATER: &[&str] = &[
     "CANCEL JOB",
     "WAIT JOB",
     "MERGE",
-    "VACUUM",
-    "RESTORE",
 ];
 
 /// As [`LATER`], where the last word may also be the name of a table, if nothing follows it.
@@ -176,7 +171,7 @@ impl Reader {
         Ok(Some(statement))
     }
 
-    fn listed_table(&mut self) -> Read<TableReference> {
+    pub(super) fn listed_table(&mut self) -> Read<TableReference> {
         if !self.eat("FROM") && !self.eat("IN") {
             return self.expected("FROM and a table");
         }
