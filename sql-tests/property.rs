@@ -11,6 +11,7 @@ use datafusion::arrow::array::{AsArray, Int32Array, Int64Array, RecordBatch, Str
 use datafusion::arrow::datatypes::{Int32Type, Int64Type, UInt64Type};
 use headwater::session::Headwater;
 use lance::Dataset;
+use lance::dataset::cleanup::CleanupPolicy;
 use lance::dataset::optimize::{CompactionOptions, compact_files};
 use lance::dataset::{
     InsertBuilder, MergeInsertBuilder, UpdateBuilder, WhenMatched, WhenNotMatched, WriteMode,
@@ -61,11 +62,19 @@ struct Row {
 }
 
 /// Rows that a column has to compute at its next refresh, and rows that it may.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Stale {
     must: BTreeSet<i64>,
     /// Written by a statement of ours that named the input, but the value stayed.
     may: BTreeSet<i64>,
+}
+
+/// What the table was at a version.
+struct Past {
+    version: u64,
+    rows: BTreeMap<i64, Row>,
+    area: Stale,
+    tier: Stale,
 }
 
 struct Walk {
@@ -77,6 +86,8 @@ struct Walk {
     next_id: i64,
     area: Stale,
     tier: Stale,
+    /// Versions to restore.
+    past: Vec<Past>,
     log: Vec<String>,
 }
 
@@ -94,6 +105,7 @@ impl Walk {
             next_id: 0,
             area: Stale::default(),
             tier: Stale::default(),
+            past: Vec::new(),
             log: Vec::new(),
         };
         walk.sql(
@@ -139,7 +151,7 @@ impl Walk {
     }
 
     async fn step(&mut self) -> Outcome<()> {
-        match self.random.random_range(0..16) {
+        match self.random.random_range(0..19) {
             0 | 1 => self.insert().await,
             2 => self.foreign_append().await,
             3 => self.update_x().await,
@@ -154,6 +166,8 @@ impl Walk {
             12 => self.refresh_all("area").await,
             13 => self.refresh_all("tier").await,
             14 => self.refresh_all("area, tier").await,
+            15 => self.vacuum().await,
+            16 | 17 => self.remember_or_restore().await,
             _ => {
                 self.refresh_all("area, tier, total").await?;
                 self.check_values().await
@@ -417,6 +431,49 @@ impl Walk {
             let mut dataset = Dataset::open(&self.uri).await?;
             compact_files(&mut dataset, CompactionOptions::default(), None).await?;
         }
+        Ok(())
+    }
+
+    /// Takes all versions that no refresh needs; what others do right afterwards takes none of the others.
+    async fn vacuum(&mut self) -> Outcome<()> {
+        let text = "VACUUM t RETAIN 0 HOURS";
+        self.note(text.to_string());
+        self.sql(text).await?;
+        if self.random.random_bool(0.5) {
+            self.note("foreign clean-up".to_string());
+            let dataset = Dataset::open(&self.uri).await?;
+            let policy = CleanupPolicy {
+                before_version: Some(dataset.version().version),
+                ..CleanupPolicy::default()
+            };
+            dataset.cleanup_with_policy(policy).await?;
+        }
+        self.past.clear();
+        Ok(())
+    }
+
+    /// After a restore everything is as it was: rows, values, and what is to be computed.
+    async fn remember_or_restore(&mut self) -> Outcome<()> {
+        let past = match self.random.random_bool(0.5) {
+            true => self.past.iter().choose(&mut self.random),
+            false => None,
+        };
+        let Some(past) = past else {
+            let dataset = Dataset::open(&self.uri).await?;
+            self.past.push(Past {
+                version: dataset.version().version,
+                rows: self.rows.clone(),
+                area: self.area.clone(),
+                tier: self.tier.clone(),
+            });
+            return Ok(());
+        };
+        let text = format!("RESTORE TABLE t TO VERSION AS OF {}", past.version);
+        self.rows = past.rows.clone();
+        self.area = past.area.clone();
+        self.tier = past.tier.clone();
+        self.note(text.clone());
+        self.sql(&text).await?;
         Ok(())
     }
 

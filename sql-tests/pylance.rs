@@ -13,11 +13,15 @@ use libtest_mimic::{Failed, Trial};
 
 const PYLANCE: &str = "pylance==14.0.2";
 
+/// One trial: two at once would both make the environment.
 pub(crate) fn trials() -> Vec<Trial> {
     vec![Trial::test("pylance::reads_and_changes_our_tables", || {
         let runtime = tokio::runtime::Runtime::new()?;
         runtime
-            .block_on(reads_and_changes_our_tables())
+            .block_on(async {
+                reads_and_changes_our_tables().await?;
+                cleans_up_beside_our_pins_and_sees_our_tags().await
+            })
             .map_err(|error| Failed::from(error.to_string()))
     })]
 }
@@ -55,6 +59,30 @@ struct Scene {
 }
 
 impl Scene {
+    /// A table of 100 rows whose computed column was refreshed.
+    async fn new(folder: &Path) -> Outcome<Self> {
+        let url = folder.join("db").display().to_string();
+        let scene = Self {
+            python: python()?,
+            table: format!("{url}/boxes.lance"),
+            headwater: Headwater::open(&url).await?,
+        };
+        scene
+            .sql(
+                "CREATE TABLE boxes (id BIGINT, x INT, y INT, note VARCHAR,
+                    area INT GENERATED ALWAYS AS (x * y))",
+            )
+            .await?;
+        scene
+            .sql(
+                "INSERT INTO boxes SELECT value AS id, CAST(value AS INT) AS x, 2 AS y,
+                    'ours' AS note FROM generate_series(1, 100)",
+            )
+            .await?;
+        scene.refresh("the first rows", 100).await?;
+        Ok(scene)
+    }
+
     /// Runs a script in which `ds` is the table.
     fn pylance(&self, script: &str) -> Outcome<String> {
         let script = format!(
@@ -93,25 +121,7 @@ impl Scene {
 
 async fn reads_and_changes_our_tables() -> Outcome<()> {
     let folder = tempfile::tempdir()?;
-    let url = folder.path().join("db").display().to_string();
-    let scene = Scene {
-        python: python()?,
-        table: format!("{url}/boxes.lance"),
-        headwater: Headwater::open(&url).await?,
-    };
-    scene
-        .sql(
-            "CREATE TABLE boxes (id BIGINT, x INT, y INT, note VARCHAR,
-                area INT GENERATED ALWAYS AS (x * y))",
-        )
-        .await?;
-    scene
-        .sql(
-            "INSERT INTO boxes SELECT value AS id, CAST(value AS INT) AS x, 2 AS y, 'ours' AS note
-                FROM generate_series(1, 100)",
-        )
-        .await?;
-    scene.refresh("the first rows", 100).await?;
+    let scene = Scene::new(folder.path()).await?;
 
     let read = scene.pylance("print(sum(ds.to_table()['area'].to_pylist()))")?;
     if read.trim() != "10100" {
@@ -167,4 +177,51 @@ async fn reads_and_changes_our_tables() -> Outcome<()> {
         "100" => Ok(()),
         other => Err(format!("pylance finds {other} right rows, not 100").into()),
     }
+}
+
+async fn cleans_up_beside_our_pins_and_sees_our_tags() -> Outcome<()> {
+    const CLEAN_UP: &str = "import datetime\nds.cleanup_old_versions(datetime.timedelta(0))";
+
+    let folder = tempfile::tempdir()?;
+    let scene = Scene::new(folder.path()).await?;
+
+    // It pins what the next refresh needs.
+    scene.sql("VACUUM boxes RETAIN 0 HOURS").await?;
+    scene.pylance("ds.update({'x': 'x + 1'}, where='id <= 5')")?;
+    scene.pylance("ds.delete('id = 100')")?;
+    scene.pylance("ds.optimize.compact_files()")?;
+    scene.pylance(CLEAN_UP)?;
+    let versions = scene.pylance("print(len(ds.versions()))")?;
+    if versions.trim() != "2" {
+        return Err(format!("pylance left {versions} versions, not 2").into());
+    }
+    scene.refresh("a clean-up", 5).await?;
+
+    // A pin keeps its version from those only who name the table as it is named here.
+    scene.sql("VACUUM boxes RETAIN 0 HOURS").await?;
+    scene.pylance("ds.update({'x': 'x + 1'}, where='id <= 5')")?;
+    scene.pylance(&format!(
+        "import os\nos.chdir(os.path.dirname(ds.uri))\nds = lance.dataset('boxes.lance')\n{CLEAN_UP}"
+    ))?;
+    scene.refresh("a clean-up by a relative path", 99).await?;
+
+    scene.sql("CREATE TAG 'v1' ON boxes").await?;
+    scene.pylance("ds.update({'x': 'x + 1'})")?;
+    let read = scene.pylance(
+        "print(sorted(ds.tags.list()), ds.checkout_version('v1').count_rows('area = x * y'))",
+    )?;
+    if read.trim() != "['v1'] 99" {
+        return Err(format!("pylance read {read} of our tag").into());
+    }
+    scene.pylance("ds.tags.create('theirs', ds.version)")?;
+    scene
+        .sql("RESTORE TABLE boxes TO VERSION AS OF 'v1'")
+        .await?;
+    scene.refresh("a restore of ours", 0).await?;
+    scene
+        .sql("RESTORE TABLE boxes TO VERSION AS OF 'theirs'")
+        .await?;
+    scene.refresh("a restore to their tag", 99).await?;
+    scene.pylance("ds.validate()")?;
+    Ok(())
 }

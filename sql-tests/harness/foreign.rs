@@ -9,6 +9,7 @@ use datafusion::arrow::compute::{cast, concat_batches};
 use datafusion::arrow::datatypes::Schema;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use lance::Dataset;
+use lance::dataset::cleanup::CleanupPolicy;
 use lance::dataset::optimize::{CompactionOptions, compact_files};
 use lance::dataset::{NewColumnTransform, UpdateBuilder, WriteMode, WriteParams};
 
@@ -35,6 +36,13 @@ enum Kind<'a> {
     Update(&'a str),
     /// Compacts.
     Compact,
+    /// Removes all versions but the newest, as `cleanup_old_versions` does with its defaults and no
+    /// retention.
+    Cleanup,
+    /// Restores a version, by its number.
+    Restore(&'a str),
+    /// Puts a tag on the newest version.
+    Tag(&'a str),
     /// Drops a column.
     DropColumn(&'a str),
     /// Adds a column with values, `name = expression`.
@@ -51,6 +59,9 @@ impl<'a> Change<'a> {
             ("delete", false) => Kind::Delete(body),
             ("update", false) => Kind::Update(body),
             ("compact", true) => Kind::Compact,
+            ("cleanup", true) => Kind::Cleanup,
+            ("restore", false) => Kind::Restore(body),
+            ("tag", false) => Kind::Tag(body),
             ("drop_column", false) => Kind::DropColumn(body),
             ("add_column", false) => Kind::AddColumn(body),
             _ => {
@@ -87,6 +98,28 @@ impl<'a> Change<'a> {
                     .await
                     .map_err(Failure::new)?;
                 Ok(())
+            }
+            Kind::Cleanup => {
+                let dataset = open(&uri).await?;
+                let policy = CleanupPolicy {
+                    before_version: Some(dataset.version().version),
+                    ..CleanupPolicy::default()
+                };
+                let cleaned = dataset.cleanup_with_policy(policy).await;
+                cleaned.map(drop).map_err(Failure::new)
+            }
+            Kind::Restore(version) => {
+                let version: u64 = version.parse().map_err(Failure::new)?;
+                let dataset = open(&uri).await?;
+                let old = dataset.checkout_version(version).await;
+                let mut old = old.map_err(Failure::new)?;
+                old.restore().await.map_err(Failure::new)
+            }
+            Kind::Tag(tag) => {
+                let dataset = open(&uri).await?;
+                let version = dataset.version().version;
+                let tagged = dataset.tags().create(tag, version).await;
+                tagged.map_err(Failure::new)
             }
             Kind::DropColumn(column) => {
                 let mut dataset = open(&uri).await?;

@@ -42,8 +42,6 @@ pub struct Written {
     pub rows: Vec<RowSet>,
     /// Whether an earlier run wrote it.
     pub is_reused: bool,
-    /// Whether it is committed: then only rows that others moved elsewhere have not landed.
-    pub has_landed: bool,
 }
 
 /// Commits what a pass has written, in one or several commits.
@@ -172,8 +170,6 @@ impl Committer {
             });
             if is_whole {
                 files.remove(fragment);
-            } else if let Some(written) = files.get_mut(fragment) {
-                written.has_landed = true;
             }
         }
         driver.counters().add(Count::Commits, 1);

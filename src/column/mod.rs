@@ -4,12 +4,13 @@
 //! that need a value ([`assess`]), plans which fragments to write ([`plan`]), computes ([`compute`])
 //! and writes ([`write`]) one file a fragment, and commits the files with the column's new
 //! [`state`] ([`commit`]). It does so as a job ([`run`]), whose results are [`staged`] until they are
-//! committed.
+//! committed. Copies of the states outlive the versions that they were committed with ([`mirror`]).
 
 pub mod assess;
 pub mod commit;
 pub mod compute;
 pub mod declare;
+pub mod mirror;
 pub mod plan;
 pub mod refresh;
 pub mod run;

@@ -5,7 +5,7 @@
 //! others have compacted or overtaken it, is laid out anew in another round: its results are staged by row id,
 //! so nothing is computed twice.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -16,9 +16,11 @@ use futures::StreamExt;
 use futures::future::pending;
 use lance::Dataset;
 use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 
 use super::assess::{Column, Rows};
 use super::commit::{Committer, Outcome, Written};
+use super::mirror::{mirror_states, needed_versions};
 use super::plan::{Limits, Pass, Unit, Wanted};
 use super::refresh::{
     CHECKPOINT_INTERVAL, COMMIT_EVERY, COMMIT_INTERVAL, ColumnReport, RanPass, Refresh, Settings,
@@ -35,7 +37,7 @@ use crate::job::jobs::{Attached, Jobs};
 use crate::job::signal::{Signal, Stop};
 use crate::storage::column_file::{SplitFile, files_that_fit, has_file};
 use crate::storage::fragments::live_ids;
-use crate::storage::{RowSet, storage_error};
+use crate::storage::{RowSet, pin, storage_error};
 use crate::{Error, Result};
 
 /// How often a pass is laid out anew because others changed the table meanwhile.
@@ -65,6 +67,8 @@ pub struct Refreshed {
     pub job: Option<String>,
     /// The passes, in order.
     pub passes: Vec<RanPass>,
+    /// What a user should know although it worked.
+    pub notices: Vec<String>,
 }
 
 /// A refresh that has begun.
@@ -109,6 +113,7 @@ pub async fn begin(environment: &Environment, request: &Refresh) -> Result<Begun
         return Ok(Begun::Nothing(Refreshed {
             job: None,
             passes: passes.collect(),
+            notices: Vec::new(),
         }));
     }
     let columns: Vec<String> = groups.iter().flatten().cloned().collect();
@@ -215,6 +220,7 @@ struct Run {
     limits: Limits,
     /// Whether files were staged that a later run might find.
     has_staged: bool,
+    notices: Vec<String>,
 }
 
 /// What one round of a pass leaves.
@@ -240,6 +246,7 @@ impl Run {
             passes: Vec::new(),
             limits,
             has_staged: false,
+            notices: Vec::new(),
         }
     }
 
@@ -256,7 +263,16 @@ impl Run {
             let database = &self.environment.database;
             discard_all(database, &self.request.table, self.driver.id()).await?;
         }
-        let Self { driver, passes, .. } = self;
+        // Failing at it makes the next refresh dearer, not this one wrong.
+        if let Err(error) = self.keep_versions().await {
+            log::warn!("job '{}': {error}", self.driver.id());
+        }
+        let Self {
+            driver,
+            passes,
+            notices,
+            ..
+        } = self;
         let id = driver.id().to_string();
         match result {
             Ok(None) => {
@@ -279,6 +295,7 @@ impl Run {
         Ok(Refreshed {
             job: Some(id),
             passes,
+            notices,
         })
     }
 
@@ -297,6 +314,29 @@ impl Run {
         let counters = self.driver.counters();
         counters.set(Count::RowsPending, pending);
         counters.set(Count::RowsSkipped, skipped);
+    }
+
+    /// Lets go of the versions that no column of the table goes back to any more, and sees to it that
+    /// the states outlive the versions that carry them.
+    async fn keep_versions(&self) -> Result<()> {
+        let table = self.environment.database.table(&self.request.table).await?;
+        let dataset = table.dataset.as_ref();
+        let columns: Vec<i32> = table
+            .definitions
+            .stored
+            .keys()
+            .filter_map(|name| dataset.schema().field(name))
+            .map(|field| field.id)
+            .collect();
+        mirror_states(&table.name, dataset, &columns).await?;
+        let needed = needed_versions(&table.name, dataset, &columns).await?;
+        let mut keep: BTreeSet<u64> = needed.into_keys().collect();
+        let (ledger, own) = (self.driver.ledger(), self.driver.id());
+        if let Some(first) = ledger.first_version_read(&table.name, Some(own)).await? {
+            let pinned = pin::pinned(&table.name, dataset).await?;
+            keep.extend(pinned.range(first..));
+        }
+        pin::release_except(&table.name, dataset, &keep).await
     }
 
     async fn passes(
@@ -502,7 +542,14 @@ impl Run {
                 false => Pace::adaptive(checkpoint_interval),
             },
         });
+        let pinning = {
+            let (name, dataset) = (pass.table.name.clone(), Arc::clone(&pass.table.dataset));
+            let version = pass.table.version();
+            // Beside the work: it has to be there when the first state goes back to this version.
+            tokio::spawn(async move { pin::pin(&name, &dataset, version).await })
+        };
         let mut flight = Flight {
+            pinning: Some(pinning),
             run: self,
             pass,
             work,
@@ -572,6 +619,8 @@ enum Landing {
 
 /// A round whose units are on their way.
 struct Flight<'a> {
+    /// Pins the version that is read.
+    pinning: Option<JoinHandle<Result<bool>>>,
     run: &'a mut Run,
     pass: &'a Pass,
     work: Arc<Work>,
@@ -715,7 +764,6 @@ impl Flight<'_> {
             file,
             rows,
             is_reused: false,
-            has_landed: false,
         };
         self.work.counters.add(Count::FragmentsWritten, 1);
         self.unrecorded_since.get_or_insert_with(Instant::now);
@@ -783,8 +831,26 @@ impl Flight<'_> {
         Ok(())
     }
 
+    /// Waits until the version that is read is pinned.
+    async fn pinned(&mut self) -> Result<()> {
+        let Some(pinning) = self.pinning.take() else {
+            return Ok(());
+        };
+        let is_pinned = pinning
+            .await
+            .map_err(|error| Error::internal(format!("pinning failed: {error}")))??;
+        if !is_pinned {
+            let (name, version) = (&self.pass.table.name, self.pass.table.version());
+            self.run.notices.push(format!(
+                "SOURCE_NOT_PINNED: version {version} of table '{name}' can't be kept from others' clean-up; if it is removed, the next refresh is full"
+            ));
+        }
+        Ok(())
+    }
+
     /// Commits what is written.
     async fn commit(&mut self) -> Result<()> {
+        self.pinned().await?;
         let done = std::mem::take(&mut self.done);
         let unfit = match self.overtaken.load(Ordering::Relaxed) {
             true => done,
@@ -889,7 +955,6 @@ async fn whole_files(pass: &Pass, staged: &Staged) -> Result<BTreeMap<u64, Writt
                     file: json.to_string(),
                     rows: todo,
                     is_reused: true,
-                    has_landed: false,
                 };
                 whole.insert(*fragment, written);
                 break;

@@ -72,7 +72,8 @@ pub enum StagedFile {
     ColumnFile(String),
 }
 
-fn folder(table: &str) -> String {
+/// Where results for a table are staged, below `_headwater/`.
+pub fn folder(table: &str) -> String {
     format!("staged/{table}")
 }
 
@@ -288,14 +289,7 @@ pub async fn discard(database: &Database, table: &str, field_ids: &[i32]) -> Res
 
 /// Removes all files that a job has staged: it is through, whatever became of them.
 pub async fn discard_all(database: &Database, table: &str, job: &str) -> Result<()> {
-    let folder = folder(table);
-    for name in database.root().list_own_all(&folder).await? {
-        if name.starts_with(job) {
-            let path = format!("{folder}/{name}");
-            database.root().remove_own(&path).await?;
-        }
-    }
-    Ok(())
+    database.root().remove_own_files(&folder(table), job).await
 }
 
 /// What changed since the versions that records were computed from: many come from one version.

@@ -4,12 +4,15 @@
 //! definition gives for the inputs as of the watermark or later. The state is written in
 //! the transaction properties of the commit that carries the values, so both are there
 //! or neither. It is found by walking back from the newest version; a restored version
-//! leads to the version that it restored, because the commits in between are undone.
+//! leads to the version that it restored, because the commits in between are undone. Where the walk
+//! ends at a version that is gone, the copy in the table's metadata counts, if there is one
+//! (see [`super::mirror`]).
 
 use lance::Dataset;
 use lance::dataset::transaction::Operation;
 use serde::{Deserialize, Serialize};
 
+use super::mirror;
 use crate::database::definition::ComputedColumn;
 use crate::delta::{FieldIdentity, VersionStamp};
 use crate::storage::properties::COLUMN_STATE;
@@ -78,18 +81,47 @@ pub async fn find_states(
     dataset: &Dataset,
     field_ids: &[i32],
 ) -> Result<Vec<FoundState>> {
+    let located = locate_states(table, dataset, field_ids).await?;
+    Ok(located.into_iter().map(|located| located.state).collect())
+}
+
+/// A state, and how it was found.
+#[derive(Debug, Clone)]
+pub(super) struct Located {
+    /// The state.
+    pub(super) state: FoundState,
+    /// The version whose commit carries it; `None` if it is a copy, or there is none.
+    pub(super) version: Option<u64>,
+}
+
+impl Located {
+    fn nowhere(state: FoundState) -> Self {
+        Self {
+            state,
+            version: None,
+        }
+    }
+}
+
+/// As [`find_states`], with the versions.
+pub(super) async fn locate_states(
+    table: &str,
+    dataset: &Dataset,
+    field_ids: &[i32],
+) -> Result<Vec<Located>> {
     let keys: Vec<String> = field_ids
         .iter()
         .map(|id| format!("{COLUMN_STATE}{id}"))
         .collect();
-    let mut found: Vec<Option<FoundState>> = vec![None; keys.len()];
-    let mut version = dataset.version().version;
-    let rest = loop {
-        if found.iter().all(Option::is_some) {
-            break FoundState::Never;
-        }
-        if version == 0 {
-            break FoundState::Never;
+    let mut found: Vec<Option<Located>> = vec![None; keys.len()];
+    let newest = dataset.version().version;
+    let mut version = newest;
+    // The version whose metadata speaks of the content that is looked at: a restore brings back that of
+    // the version restored.
+    let mut source = newest;
+    let lost = loop {
+        if version == 0 || found.iter().all(Option::is_some) {
+            break false;
         }
         let transaction = match dataset.read_transaction_by_version(version).await {
             Ok(Some(transaction)) => transaction,
@@ -99,29 +131,47 @@ pub async fn find_states(
                 continue;
             }
             Err(lance::Error::DatasetNotFound { .. } | lance::Error::NotFound { .. }) => {
-                break FoundState::Lost;
+                break true;
             }
             Err(error) => return Err(storage_error(table, error)),
         };
         if let Some(properties) = &transaction.transaction_properties {
             for (slot, key) in found.iter_mut().zip(&keys) {
                 if let (None, Some(text)) = (&slot, properties.get(key)) {
-                    *slot = Some(match serde_json::from_str(text) {
+                    let state = match serde_json::from_str(text) {
                         Ok(state) => FoundState::State(Box::new(state)),
                         Err(_) => FoundState::Lost,
-                    });
+                    };
+                    let version = Some(version);
+                    *slot = Some(Located { state, version });
                 }
             }
         }
         match transaction.operation {
             // Below an overwrite is another table.
-            Operation::Overwrite { .. } => break FoundState::Never,
-            Operation::Restore { version: restored } => version = restored,
+            Operation::Overwrite { .. } => break false,
+            Operation::Restore { version: restored } => {
+                source = version;
+                version = restored;
+            }
             _ => version -= 1,
         }
     };
+    let mut rest = vec![FoundState::Never; keys.len()];
+    if lost {
+        let copies = match source == newest {
+            true => mirror::states(dataset.metadata(), dataset.schema(), field_ids),
+            false => match dataset.checkout_version(source).await {
+                Ok(restored) => mirror::states(restored.metadata(), dataset.schema(), field_ids),
+                Err(error) if error.is_not_found() => vec![FoundState::Lost; keys.len()],
+                Err(error) => return Err(storage_error(table, error)),
+            },
+        };
+        rest = copies;
+    }
     Ok(found
         .into_iter()
-        .map(|slot| slot.unwrap_or_else(|| rest.clone()))
+        .zip(rest)
+        .map(|(slot, rest)| slot.unwrap_or_else(|| Located::nowhere(rest)))
         .collect())
 }

@@ -162,7 +162,11 @@ impl Database {
         if !is_object_name(wanted.name) {
             return self.file(wanted.name).await;
         }
-        match self.table_at(wanted.name, wanted.version).await {
+        let found = match &wanted.version {
+            None => self.table(wanted.name).await,
+            Some(version) => self.table_version(wanted.name, version).await,
+        };
+        match found {
             Ok(table) => return Ok(Some(self.table_provider(&table, wanted.row_ids)?)),
             // Another layer may know the name: a view, a file by its path.
             Err(error) if error.kind() == ErrorKind::NotFound && wanted.version.is_some() => {

@@ -51,6 +51,17 @@ struct Stored {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     struct_field: Option<String>,
     input_names: BTreeSet<String>,
+    /// Another one each time that the definition is written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+}
+
+/// The id of the declaration in the metadata of a field: of two columns that had the same field id or the
+/// same expression one after the other, it tells which one is meant. `None` for a plain column, and for one
+/// that LanceDB declared.
+pub fn declaration_id(metadata: &HashMap<String, String>) -> Option<String> {
+    let stored: Stored = serde_json::from_str(metadata.get(DEFINITION)?).ok()?;
+    stored.id
 }
 
 impl ComputedColumn {
@@ -67,11 +78,12 @@ impl ComputedColumn {
             .collect()
     }
 
-    /// The metadata to put on the column's field.
+    /// The metadata to put on the column's field, as a declaration of its own.
     pub fn field_metadata(&self) -> Result<HashMap<String, String>> {
         let stored = Stored {
             struct_field: self.struct_field.clone(),
             input_names: self.input_names.clone(),
+            id: Some(uuid::Uuid::new_v4().simple().to_string()),
         };
         let expression = match &self.struct_field {
             Some(field) => format!(

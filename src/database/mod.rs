@@ -25,8 +25,10 @@ pub use catalog::{CATALOG_NAME, DatabaseCatalog, SCHEMA_NAME, is_object_name};
 pub use table::LanceTable;
 
 use crate::storage::Root;
+use crate::storage::tag::tag_version;
 use crate::{Error, ErrorKind, Result};
 use definition::Definitions;
+use name::Version;
 
 /// Gives the state that a session has now; `None` once the session is gone.
 pub type StateSource = Box<dyn Fn() -> Option<SessionState> + Send + Sync>;
@@ -130,6 +132,22 @@ impl Database {
             dataset: Arc::new(dataset),
             definitions,
         })
+    }
+
+    /// Opens a table at the version that `version` says.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] if there is no such table, version or tag.
+    pub async fn table_version(&self, name: &str, version: &Version) -> Result<Table> {
+        match version {
+            Version::Number(number) => self.table_at(name, Some(*number)).await,
+            Version::Tag(tag) => {
+                let newest = self.table(name).await?;
+                let number = tag_version(name, &newest.dataset, tag).await?;
+                self.table_at(name, Some(number)).await
+            }
+        }
     }
 
     async fn no_such_version(&self, name: &str, version: Option<u64>) -> Error {

@@ -17,6 +17,7 @@ use datafusion::common::Result as DataFusionResult;
 use datafusion::datasource::MemTable;
 
 use super::Database;
+use crate::storage::tag::tags;
 use crate::storage::version::versions;
 use crate::{Error, Result};
 
@@ -38,11 +39,10 @@ pub struct SystemSchema {
 }
 
 /// Tables that are announced, but come later.
-const LATER: [&str; 6] = [
+const LATER: [&str; 5] = [
     "materialized_views",
     "functions",
     "environments",
-    "tags",
     "indexes",
     "executors",
 ];
@@ -50,7 +50,7 @@ const LATER: [&str; 6] = [
 impl SystemSchema {
     /// The schema with the tables of this room and `more`.
     pub fn new(database: Arc<Database>, more: Vec<Arc<dyn SystemTable>>) -> Self {
-        let own: [Arc<dyn SystemTable>; 2] = [Arc::new(Tables), Arc::new(Versions)];
+        let own: [Arc<dyn SystemTable>; 3] = [Arc::new(Tables), Arc::new(Versions), Arc::new(Tags)];
         let tables = own
             .into_iter()
             .chain(more)
@@ -164,6 +164,37 @@ impl SystemTable for Versions {
             number("version", all.iter().map(|(_, v)| Some(v.version))),
             timestamp("timestamp", all.iter().map(|(_, v)| v.timestamp_millis)),
             text("operation", all.iter().map(|(_, v)| v.operation.clone())),
+            optional_text("tags", all.iter().map(|(_, v)| v.tags.clone())),
+        ])
+    }
+}
+
+/// `system.tags`.
+#[derive(Debug)]
+struct Tags;
+
+#[async_trait]
+impl SystemTable for Tags {
+    fn name(&self) -> &'static str {
+        "tags"
+    }
+
+    async fn rows(&self, database: &Arc<Database>) -> Result<RecordBatch> {
+        let mut all = Vec::new();
+        for name in database.root().table_names().await? {
+            let Ok(table) = database.table(&name).await else {
+                continue;
+            };
+            for tag in tags(&name, &table.dataset).await? {
+                all.push((name.clone(), tag));
+            }
+        }
+        batch(vec![
+            text("table_name", all.iter().map(|(name, _)| name.clone())),
+            text("tag_name", all.iter().map(|(_, tag)| tag.name.clone())),
+            number("version", all.iter().map(|(_, tag)| Some(tag.version))),
+            optional_timestamp("created", all.iter().map(|(_, tag)| tag.created_millis)),
+            optional_text("branch", all.iter().map(|(_, tag)| tag.branch.clone())),
         ])
     }
 }
@@ -198,26 +229,22 @@ pub fn number(name: &str, values: impl IntoIterator<Item = Option<u64>>) -> Syst
 
 /// A column of points in time, given in milliseconds since 1970 in UTC.
 pub fn timestamp(name: &str, values: impl IntoIterator<Item = i64>) -> SystemColumn {
-    let values: TimestampMillisecondArray = values.into_iter().map(Some).collect();
-    (
-        Field::new(
-            name,
-            DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into())),
-            false,
-        ),
-        Arc::new(values.with_timezone("UTC")),
-    )
+    let (field, values) = optional_timestamp(name, values.into_iter().map(Some));
+    (field.with_nullable(false), values)
 }
 
-/// A column of points in time with NULLs, given as for [`timestamp`].
+/// As [`timestamp`], with NULLs.
 pub fn optional_timestamp(
     name: &str,
     values: impl IntoIterator<Item = Option<i64>>,
 ) -> SystemColumn {
     let values: TimestampMillisecondArray = values.into_iter().collect();
-    let data_type = DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into()));
     (
-        Field::new(name, data_type, true),
+        Field::new(
+            name,
+            DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into())),
+            true,
+        ),
         Arc::new(values.with_timezone("UTC")),
     )
 }

@@ -285,18 +285,23 @@ impl Ledger {
         }
     }
 
-    /// The version of `table` that each of its jobs which have not ended began at.
-    pub async fn versions_read(&self, table: &str) -> Result<Vec<u64>> {
-        let mut versions = Vec::new();
+    /// The oldest version of `table` that a job which has not ended began at, but for the job `besides`.
+    pub async fn first_version_read(
+        &self,
+        table: &str,
+        besides: Option<&str>,
+    ) -> Result<Option<u64>> {
+        let mut first: Option<u64> = None;
         for id in self.active().await? {
+            if besides == Some(id.as_str()) {
+                continue;
+            }
             let record: Option<JobRecord> = self.read_json(&file(&id, "job.json")).await?;
-            versions.extend(
-                record
-                    .filter(|record| record.table == table)
-                    .map(|record| record.version),
-            );
+            if let Some(record) = record.filter(|record| record.table == table) {
+                first = Some(first.map_or(record.version, |first| first.min(record.version)));
+            }
         }
-        Ok(versions)
+        Ok(first)
     }
 
     pub(super) async fn read_json<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>> {

@@ -76,6 +76,15 @@ where a column is
 A query may read files: CREATE TABLE products AS SELECT * FROM 'data/*.parquet';",
     },
     Entry {
+        name: "CREATE TAG",
+        does: "give a version of a table a name",
+        syntax: "\
+CREATE [OR REPLACE] TAG [IF NOT EXISTS] 'tag' ON table [VERSION AS OF { number | 'tag' }]
+
+Without a version it is the newest. A version with a tag is never cleaned up.
+Example: CREATE TAG 'v1' ON products;",
+    },
+    Entry {
         name: "CREATE VIEW",
         does: "store a query under a name",
         syntax: "CREATE [OR REPLACE] VIEW [IF NOT EXISTS] view [(column, …)] AS query",
@@ -94,6 +103,11 @@ A query may read files: CREATE TABLE products AS SELECT * FROM 'data/*.parquet';
         name: "DROP",
         does: "drop tables and views",
         syntax: "DROP { TABLE | VIEW } [IF EXISTS] name [, …] [RESTRICT | CASCADE]",
+    },
+    Entry {
+        name: "DROP TAG",
+        does: "remove the name of a version",
+        syntax: "DROP TAG [IF EXISTS] 'tag' ON table",
     },
     Entry {
         name: "EXPLAIN",
@@ -128,13 +142,22 @@ inputs first.
 Example: REFRESH COLUMN total ON products;",
     },
     Entry {
+        name: "RESTORE",
+        does: "give a table the content of an older version, as a new one",
+        syntax: "\
+RESTORE [TABLE] table TO VERSION AS OF { number | 'tag' }
+
+Example: RESTORE TABLE products TO VERSION AS OF 5;",
+    },
+    Entry {
         name: "SHOW",
-        does: "list tables, columns, versions, settings",
+        does: "list tables, columns, versions, tags, settings",
         syntax: "\
 SHOW TABLES
 SHOW COLUMNS FROM table
 SHOW CREATE TABLE table
 SHOW VERSIONS FROM table
+SHOW TAGS FROM table
 SHOW { ALL | setting }",
     },
     Entry {
@@ -146,6 +169,16 @@ SHOW { ALL | setting }",
         name: "UPDATE",
         does: "change rows",
         syntax: "UPDATE table SET column = value [, …] [FROM table, …] [WHERE condition]",
+    },
+    Entry {
+        name: "VACUUM",
+        does: "remove old versions of a table that nothing needs",
+        syntax: "\
+VACUUM [TABLE] table [RETAIN number { HOURS | DAYS }] [DRY RUN]
+
+Versions of the last 168 hours stay, unless RETAIN says otherwise; so do the newest, and those
+that computed columns, tags, views, branches and jobs need.
+Example: VACUUM products RETAIN 30 DAYS DRY RUN;",
     },
 ];
 

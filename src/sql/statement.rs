@@ -11,6 +11,8 @@ use datafusion::sql::TableReference;
 use datafusion::sql::parser::Statement as DataFusionStatement;
 use datafusion::sql::sqlparser::ast;
 
+use crate::database::name::Version;
+
 /// One statement.
 #[derive(Debug, Clone)]
 pub enum Statement {
@@ -65,6 +67,24 @@ pub enum Statement {
     Transaction {
         /// The word that was typed.
         keyword: String,
+    },
+    /// VACUUM t: removes old versions, and files that nothing names.
+    Vacuum(Vacuum),
+    /// CREATE TAG.
+    CreateTag(CreateTag),
+    /// DROP TAG.
+    DropTag(DropTag),
+    /// SHOW TAGS FROM t.
+    ShowTags {
+        /// The table.
+        table: TableReference,
+    },
+    /// RESTORE TABLE t TO VERSION AS OF ….
+    Restore {
+        /// The table to restore.
+        table: TableReference,
+        /// The version whose content it gets.
+        version: Version,
     },
 }
 
@@ -393,4 +413,41 @@ pub struct JobObject {
     pub table: TableReference,
     /// One of its columns; `None` for all.
     pub column: Option<String>,
+}
+
+/// VACUUM t \[RETAIN n HOURS | DAYS\] \[DRY RUN\].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vacuum {
+    /// The table to clean up.
+    pub table: TableReference,
+    /// RETAIN: hours for which versions are kept in any case; `None` for the default.
+    pub retain_hours: Option<u64>,
+    /// DRY RUN: only say what would go.
+    pub dry_run: bool,
+}
+
+/// CREATE TAG 'v1' ON t \[VERSION AS OF …\].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CreateTag {
+    /// The tag.
+    pub tag: String,
+    /// The table.
+    pub table: TableReference,
+    /// The version to put it on; `None` for the newest.
+    pub version: Option<Version>,
+    /// Move the tag if it is there.
+    pub or_replace: bool,
+    /// Do nothing if it is there.
+    pub if_not_exists: bool,
+}
+
+/// DROP TAG 'v1' ON t.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DropTag {
+    /// The tag.
+    pub tag: String,
+    /// The table.
+    pub table: TableReference,
+    /// Do nothing if it is not there.
+    pub if_exists: bool,
 }

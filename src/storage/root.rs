@@ -28,6 +28,17 @@ const INDEX_CACHE_BYTES: usize = 256 << 20;
 /// Bytes of manifests and file footers that all tables of a database may keep in memory.
 const METADATA_CACHE_BYTES: usize = 128 << 20;
 
+/// One of Headwater's own files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnFile {
+    /// Its name in its folder.
+    pub name: String,
+    /// Its size.
+    pub bytes: u64,
+    /// When it was written, in milliseconds since 1970, UTC.
+    pub modified_millis: i64,
+}
+
 /// A place that holds a database: a local folder or a prefix of an object store.
 pub struct Root {
     url: String,
@@ -249,26 +260,32 @@ impl Root {
 
     /// Names of Headwater's own files directly below `folder`, sorted.
     pub async fn list_own(&self, folder: &str) -> Result<Vec<String>> {
-        let mut names = self.list_own_all(folder).await?;
-        names.retain(|name| !name.contains(UNFINISHED));
-        Ok(names)
+        let files = self.list_own_files(folder).await?;
+        let names = files.into_iter().map(|file| file.name);
+        Ok(names.filter(|name| !name.contains(UNFINISHED)).collect())
     }
 
-    /// As [`list_own`](Self::list_own), with what processes left that died while they wrote.
-    pub async fn list_own_all(&self, folder: &str) -> Result<Vec<String>> {
+    /// Headwater's own files directly below `folder`, by name.
+    pub async fn list_own_files(&self, folder: &str) -> Result<Vec<OwnFile>> {
         let path = self.own_path(folder);
         let listing = match self.store.list_with_delimiter(Some(&path)).await {
             Ok(listing) => listing,
             Err(error) if is_not_found(&error) => return Ok(Vec::new()),
             Err(error) => return Err(error.into()),
         };
-        let mut names: Vec<String> = listing
+        let mut files: Vec<OwnFile> = listing
             .objects
             .iter()
-            .filter_map(|object| object.location.filename().map(str::to_string))
+            .filter_map(|object| {
+                Some(OwnFile {
+                    name: object.location.filename()?.to_string(),
+                    bytes: object.size,
+                    modified_millis: object.last_modified.timestamp_millis(),
+                })
+            })
             .collect();
-        names.sort();
-        Ok(names)
+        files.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(files)
     }
 
     /// Removes one of Headwater's own folders with all that is in it; it is no error if it is not there.
@@ -291,6 +308,31 @@ impl Root {
             match self.store.inner.delete(&object.location).await {
                 Ok(()) | Err(StoreError::NotFound { .. }) => {}
                 Err(error) => return Err(store_error(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes those of Headwater's own files directly below `folder` whose names begin with `prefix`, also
+    /// what processes left that died while they wrote them.
+    pub async fn remove_own_files(&self, folder: &str, prefix: &str) -> Result<()> {
+        let mut names: Vec<String> = Vec::new();
+        if self.is_local() {
+            // A listing of the store leaves out what is not whole.
+            if let Ok(mut entries) = tokio::fs::read_dir(self.local_own(folder)).await {
+                while let Ok(Some(entry)) = entries.next_entry().await {
+                    names.extend(entry.file_name().into_string().ok());
+                }
+            }
+            for name in names.iter().filter(|name| name.starts_with(prefix)) {
+                // It may be gone by now.
+                let _ = tokio::fs::remove_file(self.local_own(folder).join(name)).await;
+            }
+            return Ok(());
+        }
+        for name in self.list_own(folder).await? {
+            if name.starts_with(prefix) {
+                self.remove_own(&format!("{folder}/{name}")).await?;
             }
         }
         Ok(())

@@ -128,6 +128,21 @@ pub async fn change_metadata(
     commit(table, dataset, operation, properties, None).await
 }
 
+/// Changes the metadata of the table, which all versions from then on carry.
+pub async fn change_table_metadata(
+    table: &str,
+    dataset: &Dataset,
+    changes: MetadataChanges,
+) -> Result<Dataset> {
+    let operation = Operation::UpdateConfig {
+        config_updates: None,
+        table_metadata_updates: Some(update_map(changes)),
+        schema_metadata_updates: None,
+        field_metadata_updates: HashMap::new(),
+    };
+    commit(table, dataset, operation, Properties::new(), None).await
+}
+
 fn update_map(changes: MetadataChanges) -> UpdateMap {
     UpdateMap {
         update_entries: changes

@@ -1,11 +1,15 @@
 //! The versions of a table: listing them, and naming what made each.
 
+use std::collections::BTreeMap;
+
 use lance::Dataset;
 use lance::dataset::optimize::{CompactionOptions, compact_files};
 use lance::dataset::transaction::Operation;
 
-use super::commit::commit_error;
+use super::commit::{Properties, commit, commit_error};
+use super::properties::COLUMN_STATE;
 use super::storage_error;
+use super::tag::tags;
 use crate::Result;
 
 /// One version of a table.
@@ -17,6 +21,8 @@ pub struct VersionEntry {
     pub timestamp_millis: i64,
     /// What made it: INSERT, UPDATE, REFRESH COLUMN … as far as the commit tells.
     pub operation: String,
+    /// The tags on it, with commas between; `None` if there are none.
+    pub tags: Option<String>,
 }
 
 /// All versions that are still there, oldest first.
@@ -25,6 +31,12 @@ pub async fn versions(table: &str, dataset: &Dataset) -> Result<Vec<VersionEntry
         .versions()
         .await
         .map_err(|error| storage_error(table, error))?;
+    let mut tagged: BTreeMap<u64, Vec<String>> = BTreeMap::new();
+    for tag in tags(table, dataset).await? {
+        if tag.branch.is_none() {
+            tagged.entry(tag.version).or_default().push(tag.name);
+        }
+    }
     let mut entries = Vec::with_capacity(listed.len());
     for version in listed {
         let transaction = dataset
@@ -37,9 +49,31 @@ pub async fn versions(table: &str, dataset: &Dataset) -> Result<Vec<VersionEntry
             timestamp_millis: version.timestamp.timestamp_millis(),
             operation: transaction
                 .map_or_else(|| "unknown".to_string(), |t| operation_name(&t.operation)),
+            tags: tagged.get(&version.version).map(|tags| tags.join(", ")),
         });
     }
     Ok(entries)
+}
+
+/// The versions that are still there, with the times when they were committed, in milliseconds since 1970,
+/// UTC; oldest first.
+pub async fn version_times(table: &str, dataset: &Dataset) -> Result<Vec<(u64, i64)>> {
+    let mut listed = dataset.versions().await;
+    if listed.as_ref().is_err_and(lance::Error::is_not_found) {
+        // Another removed one between listing and reading.
+        listed = dataset.versions().await;
+    }
+    let listed = listed.map_err(|error| storage_error(table, error))?;
+    Ok(listed
+        .into_iter()
+        .map(|version| (version.version, version.timestamp.timestamp_millis()))
+        .collect())
+}
+
+/// Makes a new version with the content of `version`: schema, rows, definitions and all.
+pub async fn restore(table: &str, dataset: &Dataset, version: u64) -> Result<Dataset> {
+    let operation = Operation::Restore { version };
+    commit(table, dataset, operation, Properties::new(), None).await
 }
 
 /// What a user would call the statement behind an operation.
@@ -53,6 +87,20 @@ pub fn operation_name(operation: &Operation) -> String {
         Operation::Rewrite { .. } | Operation::ReserveFragments { .. } => "OPTIMIZE",
         Operation::DataReplacement { .. } => "REFRESH COLUMN",
         Operation::Update { .. } => "UPDATE",
+        // States are copied there, beside the commits that they belong to.
+        Operation::UpdateConfig {
+            config_updates: None,
+            table_metadata_updates: Some(updates),
+            schema_metadata_updates: None,
+            field_metadata_updates,
+        } if field_metadata_updates.is_empty()
+            && updates
+                .update_entries
+                .iter()
+                .all(|entry| entry.key.starts_with(COLUMN_STATE)) =>
+        {
+            "KEEP STATE"
+        }
         Operation::Merge { .. } | Operation::Project { .. } | Operation::UpdateConfig { .. } => {
             "ALTER"
         }

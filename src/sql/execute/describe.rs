@@ -203,6 +203,7 @@ impl Executor {
             .number("version", versions.iter().map(|v| Some(v.version)))
             .column(field, times)
             .text("operation", versions.iter().map(|v| v.operation.clone()))
+            .optional_text("tags", versions.iter().map(|v| v.tags.clone()))
             .frame(self)
     }
 }

@@ -13,6 +13,7 @@ mod jobs;
 mod query;
 mod refresh;
 mod report;
+mod versions;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -87,6 +88,11 @@ impl Executor {
                 ));
                 Ok(self.context.read_empty()?)
             }
+            Statement::Vacuum(vacuum) => Box::pin(self.vacuum(vacuum)).await,
+            Statement::CreateTag(create) => Box::pin(self.create_tag(create)).await,
+            Statement::DropTag(drop) => Box::pin(self.drop_tag(drop)).await,
+            Statement::ShowTags { table } => Box::pin(self.show_tags(&table)).await,
+            Statement::Restore { table, version } => Box::pin(self.restore(&table, &version)).await,
         }
     }
 

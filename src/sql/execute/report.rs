@@ -111,6 +111,9 @@ impl Executor {
 
     /// The frame that says what a refresh did, a row for each column.
     pub(super) fn refreshed(&self, refreshed: &Refreshed) -> Result<DataFrame> {
+        for notice in &refreshed.notices {
+            self.notice(notice);
+        }
         let reports: Vec<&ColumnReport> = refreshed
             .passes
             .iter()

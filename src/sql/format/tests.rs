@@ -136,6 +136,10 @@ fn versions_are_clauses_again_in_the_text_of_a_query() {
             "SELECT x FROM t VERSION AS OF 5",
         ),
         (
+            "SELECT x FROM t VERSION AS OF 'v1'",
+            "SELECT x FROM t VERSION AS OF 'v1'",
+        ),
+        (
             "SELECT x FROM T version as of 5 AS a JOIN s.\"U\" VERSION AS OF 7 ON a.x = \"U\".x",
             "SELECT x FROM t VERSION AS OF 5 AS a JOIN s.\"U\" VERSION AS OF 7 ON a.x = \"U\".x",
         ),

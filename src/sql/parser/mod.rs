@@ -19,6 +19,7 @@ mod refresh;
 pub mod relations;
 mod split;
 mod tables;
+mod versions;
 
 use datafusion::sql::parser::Statement as DataFusionStatement;
 use datafusion::sql::sqlparser::ast::{self, SetExpr};
@@ -48,6 +49,8 @@ const FIRST_WORDS: &[&str] = &[
     "DESCRIBE",
     "SHOW",
     "OPTIMIZE",
+    "VACUUM",
+    "RESTORE",
     "REFRESH",
     "EXPLAIN",
     "COPY",
@@ -82,7 +85,6 @@ fn statements(text: &str) -> Read<Vec<Statement>> {
             return Ok(statements);
         }
         let first = reader.parser().index();
-        reader.refuse_tags()?;
         let mut statement = reader.statement()?;
         reader.expect_end("")?;
         let row_ids = reader.names_hidden_columns(first);
@@ -140,6 +142,9 @@ impl Reader {
         if self.eat("OPTIMIZE") {
             return self.optimize();
         }
+        if let Some(statement) = self.version_statement()? {
+            return Ok(statement);
+        }
         if self.eat("REFRESH") {
             return Ok(Statement::RefreshColumn(Box::new(self.refresh()?)));
         }
@@ -194,32 +199,6 @@ impl Reader {
             Token::Word(word) => is_hidden_column(&word.value.to_ascii_lowercase()),
             _ => false,
         })
-    }
-
-    /// VERSION AS OF with a tag, which sqlparser can't read, is refused wherever in the
-    /// statement it stands.
-    fn refuse_tags(&self) -> Read<()> {
-        const CLAUSE: [&str; 3] = ["VERSION", "AS", "OF"];
-        let parser = &self.datafusion.parser;
-        let mut seen = 0;
-        for index in parser.index().. {
-            match &parser.token_at(index).token {
-                Token::EOF | Token::SemiColon => break,
-                Token::Whitespace(_) => {}
-                Token::SingleQuotedString(_) if seen == CLAUSE.len() => {
-                    return Err(Error::not_available("VERSION AS OF a tag").into());
-                }
-                Token::Word(word) if word.quote_style.is_none() => {
-                    let is = |known: &str| word.value.eq_ignore_ascii_case(known);
-                    seen = match CLAUSE.get(seen) {
-                        Some(next) if is(next) => seen + 1,
-                        _ => usize::from(is(CLAUSE[0])),
-                    };
-                }
-                _ => seen = 0,
-            }
-        }
-        Ok(())
     }
 }
 

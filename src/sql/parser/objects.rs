@@ -16,7 +16,6 @@ const LATER: &[&str] = &[
     "CREATE FUNCTION",
     "CREATE TEMPORARY FUNCTION",
     "CREATE ENVIRONMENT",
-    "CREATE TAG",
     "CREATE INDEX",
     "CREATE UNIQUE INDEX",
     "CREATE SCHEMA",
@@ -31,7 +30,6 @@ const LATER: &[&str] = &[
     "DROP MATERIALIZED VIEW",
     "DROP FUNCTION",
     "DROP ENVIRONMENT",
-    "DROP TAG",
     "DROP INDEX",
     "DROP SCHEMA",
     "DROP DATABASE",
@@ -41,11 +39,8 @@ const LATER: &[&str] = &[
     "SHOW MATERIALIZED VIEWS",
     "SHOW ENVIRONMENTS",
     "SHOW INDEXES",
-    "SHOW TAGS",
     "VERIFY ENVIRONMENT",
     "MERGE",
-    "VACUUM",
-    "RESTORE",
 ];
 
 /// As [`LATER`], where the last word may also be the name of a table, if nothing follows it.
@@ -167,7 +162,7 @@ impl Reader {
         Ok(Some(statement))
     }
 
-    fn listed_table(&mut self) -> Read<TableReference> {
+    pub(super) fn listed_table(&mut self) -> Read<TableReference> {
         if !self.eat("FROM") && !self.eat("IN") {
             return self.expected("FROM and a table");
         }

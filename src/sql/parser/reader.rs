@@ -25,7 +25,8 @@ pub(super) struct Reader {
 
 impl Reader {
     pub(super) fn new(text: &str) -> Read<Self> {
-        let tokens = Tokenizer::new(&DIALECT, text).tokenize_with_location()?;
+        let mut tokens = Tokenizer::new(&DIALECT, text).tokenize_with_location()?;
+        quote_tags(&mut tokens);
         let datafusion = DFParserBuilder::new(tokens)
             .with_dialect(&DIALECT)
             .with_recursion_limit(RECURSION_LIMIT)
@@ -236,6 +237,30 @@ impl Reader {
             Ok(Some(options::read(self.parser())?))
         } else {
             Ok(None)
+        }
+    }
+}
+
+/// Makes of each tag behind VERSION AS OF, where sqlparser takes numbers only, a number that is the tag
+/// in its quotes.
+fn quote_tags(tokens: &mut [TokenWithSpan]) {
+    const CLAUSE: [&str; 3] = ["VERSION", "AS", "OF"];
+    let mut seen = 0;
+    for token in tokens {
+        match &token.token {
+            Token::Whitespace(_) => {}
+            Token::SingleQuotedString(tag) if seen == CLAUSE.len() => {
+                token.token = Token::Number(format!("'{tag}'"), false);
+                seen = 0;
+            }
+            Token::Word(word) if word.quote_style.is_none() => {
+                let is = |known: &str| word.value.eq_ignore_ascii_case(known);
+                seen = match CLAUSE.get(seen) {
+                    Some(next) if is(next) => seen + 1,
+                    _ => usize::from(is(CLAUSE[0])),
+                };
+            }
+            _ => seen = 0,
         }
     }
 }

@@ -4,7 +4,8 @@
 //! # Versions
 //!
 //! `FROM t VERSION AS OF 5` becomes `FROM "t VERSION AS OF 5" AS t`, wherever a table can
-//! stand. DataFusion's planner ignores a version that it is given, so none may be left
+//! stand, and `VERSION AS OF 'v1'` likewise. sqlparser reads a number only there: the reader gives
+//! it a tag as a number that is the tag in its quotes. DataFusion's planner ignores a version that it is given, so none may be left
 //! when a statement leaves the parser; every other form of a version is an error.
 //!
 //! # Hidden columns
@@ -38,7 +39,7 @@ use datafusion::sql::sqlparser::ast::{
 };
 
 use super::reader::normalise;
-use crate::database::name::TableName;
+use crate::database::name::{TableName, Version, is_tag};
 use crate::sql::statement::{AlterAction, Statement};
 use crate::{Error, Result};
 
@@ -102,7 +103,12 @@ pub(super) fn resolve(statement: &mut Statement, row_ids: bool) -> Result<()> {
         | Statement::Show(_)
         | Statement::Optimize { .. }
         | Statement::Job(_)
-        | Statement::Transaction { .. } => ControlFlow::Continue(()),
+        | Statement::Transaction { .. }
+        | Statement::Vacuum(_)
+        | Statement::CreateTag(_)
+        | Statement::DropTag(_)
+        | Statement::ShowTags { .. }
+        | Statement::Restore { .. } => ControlFlow::Continue(()),
     };
     match flow {
         ControlFlow::Continue(()) => Ok(()),
@@ -239,7 +245,7 @@ impl Resolver {
         else {
             return Ok(());
         };
-        let version = version.take().map(version_number).transpose()?;
+        let version = version.take().map(read_version).transpose()?;
         if version.is_some() && args.is_some() {
             return Err(Error::invalid(format!(
                 "'{name}' is a table function; only a table has versions"
@@ -387,11 +393,11 @@ impl Resolver {
     }
 }
 
-/// The number in `VERSION AS OF 5`.
-fn version_number(version: TableVersion) -> Result<u64> {
+/// What VERSION AS OF says of the version.
+fn read_version(version: TableVersion) -> Result<Version> {
     match version {
         TableVersion::VersionAsOf(Expr::Value(value)) => match &value.value {
-            Value::Number(number, false) => number.parse().map_err(|_| not_a_version(number)),
+            Value::Number(number, false) => version_of(number),
             other => Err(not_a_version(&other.to_string())),
         },
         TableVersion::VersionAsOf(other) => Err(not_a_version(&other.to_string())),
@@ -402,9 +408,37 @@ fn version_number(version: TableVersion) -> Result<u64> {
     }
 }
 
+/// The version that a token says: a number, or a tag in its quotes.
+pub(super) fn version_of(token: &str) -> Result<Version> {
+    match tag_in_quotes(token) {
+        Some(tag) => Ok(Version::Tag(checked_tag(tag)?)),
+        None => match token.parse() {
+            Ok(number) => Ok(Version::Number(number)),
+            Err(_) => Err(not_a_version(token)),
+        },
+    }
+}
+
+/// The tag in a number token that the reader made of one.
+pub(super) fn tag_in_quotes(token: &str) -> Option<&str> {
+    token.strip_prefix('\'')?.strip_suffix('\'')
+}
+
+/// `tag`, if it can be the name of one.
+pub(super) fn checked_tag(tag: &str) -> Result<String> {
+    match is_tag(tag) {
+        true => Ok(tag.to_string()),
+        false => Err(
+            Error::invalid(format!("'{tag}' can't be the name of a tag")).with_hint(
+                "use letters, digits, '_', '-' and single dots, not beginning or ending with a dot",
+            ),
+        ),
+    }
+}
+
 fn not_a_version(found: &str) -> Error {
     Error::invalid(format!(
-        "VERSION AS OF takes the number of a version, not {found}"
+        "VERSION AS OF takes the number of a version, or a tag in quotes, not {found}"
     ))
     .with_hint("SHOW VERSIONS FROM the table lists them")
 }

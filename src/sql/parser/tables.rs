@@ -298,7 +298,7 @@ impl Reader {
         })
     }
 
-    fn if_not_exists(&mut self, or_replace: bool) -> Read<bool> {
+    pub(super) fn if_not_exists(&mut self, or_replace: bool) -> Read<bool> {
         let if_not_exists = self.eat("IF NOT EXISTS");
         if if_not_exists && or_replace {
             return Err(

@@ -12,8 +12,8 @@ use crate::database::expression::plan_expression;
 use crate::sql::execute::Executor;
 use crate::sql::execute::create::{check_column_name, exists};
 use crate::sql::execute::dml::parse_expression;
-use crate::storage::Properties;
 use crate::storage::schema::{cast_column, change_schema, keeps_data};
+use crate::storage::{Properties, pin};
 use crate::{Error, ErrorKind, Result};
 
 impl Executor {
@@ -216,6 +216,8 @@ impl Executor {
             .with_hint("drop the view, rename, and make the view again"));
         }
         self.database.root().rename_table(name, &new).await?;
+        let renamed = self.database.table(&new).await?;
+        pin::renew(&new, &renamed.dataset).await?;
         Ok(new)
     }
 

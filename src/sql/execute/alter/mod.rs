@@ -194,7 +194,7 @@ impl Executor {
     }
 
     /// All columns of a table as expressions see them, virtual ones too.
-    fn visible_schema(&self, table: &Table) -> Result<Schema> {
+    pub(in crate::sql::execute) fn visible_schema(&self, table: &Table) -> Result<Schema> {
         if table.definitions.virtuals.is_empty() {
             return Ok(table.stored_schema().as_ref().clone());
         }

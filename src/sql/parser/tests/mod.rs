@@ -15,9 +15,10 @@ use datafusion::sql::TableReference;
 
 use super::*;
 use crate::ErrorKind;
+use crate::database::name::Version;
 use crate::sql::statement::{
-    AlterAction, AlterTable, ColumnDefinition, CreateTable, CreateView, Delete, Drop, Insert,
-    OptionValue, RefreshColumn, RefreshScope, Show, Update,
+    AlterAction, AlterTable, ColumnDefinition, CreateTable, CreateTag, CreateView, Delete, Drop,
+    DropTag, Insert, OptionValue, RefreshColumn, RefreshScope, Show, Update, Vacuum,
 };
 
 /// Reads one statement, as it is and with its keywords in the other case.

@@ -54,6 +54,14 @@ fn a_version_moves_into_the_name() {
             "PREPARE p AS SELECT * FROM \"t VERSION AS OF 5\" AS t",
         ),
         (
+            "SELECT * FROM t VERSION AS OF 'v1.0'",
+            "SELECT * FROM \"t VERSION AS OF 'v1.0'\" AS t",
+        ),
+        (
+            "SELECT (SELECT max(x) FROM t version /* of the year */ as of '2024') FROM t",
+            "SELECT (SELECT max(x) FROM \"t VERSION AS OF '2024'\" AS t) FROM t",
+        ),
+        (
             "DESCRIBE SELECT * FROM t VERSION AS OF 5",
             "DESCRIBE SELECT * FROM \"t VERSION AS OF 5\" AS t",
         ),
@@ -115,13 +123,29 @@ fn wrong_versions_are_errors() {
         &[
             (
                 "SELECT * FROM t VERSION AS OF 5.5",
-                "the number of a version, not 5.5",
+                "or a tag in quotes, not 5.5",
             ),
             (
                 "SELECT * FROM t VERSION AS OF 99999999999999999999",
                 "the number of a version",
             ),
             ("SELECT * FROM t VERSION AS OF $1", "not $1"),
+            (
+                "SELECT * FROM t VERSION AS OF 'a b'",
+                "'a b' can't be the name of a tag",
+            ),
+            (
+                "SELECT * FROM t VERSION AS OF ''",
+                "'' can't be the name of a tag",
+            ),
+            (
+                "SELECT * FROM t VERSION AS OF '../x'",
+                "can't be the name of a tag",
+            ),
+            (
+                "SELECT * FROM \"t VERSION AS OF 'a'\" VERSION AS OF 6",
+                "is a version already",
+            ),
             ("SELECT * FROM f VERSION AS OF 5 (1)", "table function"),
             (
                 "WITH a AS (SELECT 1) SELECT * FROM a VERSION AS OF 5",
@@ -160,4 +184,195 @@ fn version_is_still_a_name() {
 fn a_synthetic_name_is_read_as_it_is() {
     let once = datafusion("SELECT * FROM s.t VERSION AS OF 5 WHERE _rowid > 1");
     assert_eq!(datafusion(&once), once);
+}
+
+fn table(name: &str) -> TableReference {
+    TableReference::parse_str(name)
+}
+
+fn tag(name: &str) -> Version {
+    Version::Tag(name.to_string())
+}
+
+#[test]
+fn vacuum_takes_a_retention_and_dry_run_in_any_order() {
+    for (text, retain_hours, dry_run) in [
+        ("VACUUM t", None, false),
+        ("vacuum table t", None, false),
+        ("VACUUM t RETAIN 168 HOURS", Some(168), false),
+        ("VACUUM t RETAIN 1 HOUR DRY RUN", Some(1), true),
+        ("VACUUM t DRY RUN RETAIN 2 DAYS", Some(48), true),
+        ("VACUUM t RETAIN 0 HOURS", Some(0), false),
+        ("VACUUM t DRY RUN", None, true),
+    ] {
+        let Statement::Vacuum(vacuum) = one(text) else {
+            panic!("{text}");
+        };
+        let expected = Vacuum {
+            table: table("t"),
+            retain_hours,
+            dry_run,
+        };
+        assert_eq!(vacuum, expected, "{text}");
+    }
+}
+
+#[test]
+fn wrong_retentions_are_errors() {
+    errors(
+        ErrorKind::InvalidInput,
+        &[
+            ("VACUUM t RETAIN -1 HOURS", "not -1"),
+            ("VACUUM t RETAIN 1.5 DAYS", "not 1.5"),
+            ("VACUUM t RETAIN 99999999999999999999 HOURS", "from 0 to"),
+            ("VACUUM t RETAIN 18446744073709551615 DAYS", "from 0 to"),
+            (
+                "VACUUM t RETAIN 1 HOUR RETAIN 2 HOURS",
+                "RETAIN stands twice",
+            ),
+            ("VACUUM t DRY RUN DRY RUN", "DRY RUN stands twice"),
+        ],
+    );
+    errors(
+        ErrorKind::Syntax,
+        &[
+            ("VACUUM", "expected"),
+            ("VACUUM t, u", "expected RETAIN, DRY RUN"),
+            ("VACUUM t RETAIN", "a number of HOURS or DAYS"),
+            ("VACUUM t RETAIN HOURS", "a number of HOURS or DAYS"),
+            ("VACUUM t RETAIN 5", "HOURS or DAYS"),
+            ("VACUUM t RETAIN 5 WEEKS", "HOURS or DAYS, found 'WEEKS'"),
+            ("VACUUM t DRY", "expected"),
+            (
+                "VACUUM t RETAIN 1 HOUR DRY RUN now",
+                "the end of the statement",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn tags_are_made_and_dropped() {
+    let create = |text: &str| match one(text) {
+        Statement::CreateTag(create) => create,
+        other => panic!("{text} was read as {other:?}"),
+    };
+    let made = create("CREATE TAG 'v1' ON t");
+    let plain = CreateTag {
+        tag: "v1".to_string(),
+        table: table("t"),
+        version: None,
+        or_replace: false,
+        if_not_exists: false,
+    };
+    assert_eq!(made, plain);
+    assert_eq!(
+        create("create or replace tag 'v1' on table public.t version as of 5"),
+        CreateTag {
+            table: table("public.t"),
+            version: Some(Version::Number(5)),
+            or_replace: true,
+            ..plain.clone()
+        }
+    );
+    assert_eq!(
+        create("CREATE TAG IF NOT EXISTS 'v1' ON t VERSION AS OF 'other'"),
+        CreateTag {
+            version: Some(tag("other")),
+            if_not_exists: true,
+            ..plain
+        }
+    );
+    for (text, if_exists) in [
+        ("DROP TAG 'v1' ON t", false),
+        ("DROP TAG IF EXISTS 'v1' ON TABLE t", true),
+    ] {
+        let Statement::DropTag(drop) = one(text) else {
+            panic!("{text}");
+        };
+        let expected = DropTag {
+            tag: "v1".to_string(),
+            table: table("t"),
+            if_exists,
+        };
+        assert_eq!(drop, expected, "{text}");
+    }
+    assert!(matches!(
+        one("SHOW TAGS FROM t"),
+        Statement::ShowTags { .. }
+    ));
+    assert!(matches!(one("SHOW TAGS IN t"), Statement::ShowTags { .. }));
+}
+
+#[test]
+fn wrong_tags_are_errors() {
+    errors(
+        ErrorKind::InvalidInput,
+        &[
+            ("CREATE TAG 'a b' ON t", "'a b' can't be the name of a tag"),
+            ("CREATE TAG '' ON t", "can't be the name of a tag"),
+            ("CREATE TAG 'a/b' ON t", "can't be the name of a tag"),
+            ("CREATE TAG '.a' ON t", "can't be the name of a tag"),
+            ("DROP TAG 'a..b' ON t", "can't be the name of a tag"),
+            ("CREATE OR REPLACE TAG IF NOT EXISTS 'a' ON t", "contradict"),
+            ("CREATE TAG 'a' ON t VERSION AS OF 1.5", "not 1.5"),
+        ],
+    );
+    errors(
+        ErrorKind::Syntax,
+        &[
+            ("CREATE TAG v1 ON t", "write 'v1'"),
+            ("CREATE TAG \"v1\" ON t", "write 'v1'"),
+            ("CREATE TAG", "the name of a tag"),
+            ("CREATE TAG 'v1'", "ON and a table"),
+            ("CREATE TAG 'v1' ON", "expected"),
+            ("CREATE TAG 'v1' ON t VERSION 5", "VERSION AS OF"),
+            (
+                "CREATE TAG 'v1' ON t VERSION AS OF x",
+                "the number of a version",
+            ),
+            ("DROP TAG 'v1' FROM t", "ON and a table"),
+            ("DROP TAG 'v1' ON t CASCADE", "the end of the statement"),
+            ("SHOW TAGS", "FROM and a table"),
+            ("SHOW TAGS FROM t WHERE a", "the end of the statement"),
+        ],
+    );
+}
+
+#[test]
+fn restore_takes_a_version_or_a_tag() {
+    for (text, expected) in [
+        ("RESTORE TABLE t TO VERSION AS OF 5", Version::Number(5)),
+        ("restore t to version as of 'v1'", tag("v1")),
+        ("RESTORE t VERSION AS OF 0", Version::Number(0)),
+    ] {
+        let Statement::Restore {
+            table: restored,
+            version,
+        } = one(text)
+        else {
+            panic!("{text}");
+        };
+        assert_eq!((restored, version), (table("t"), expected), "{text}");
+    }
+    errors(
+        ErrorKind::Syntax,
+        &[
+            ("RESTORE", "expected"),
+            ("RESTORE TABLE t", "TO VERSION AS OF"),
+            ("RESTORE TABLE t TO 5", "VERSION AS OF"),
+            (
+                "RESTORE TABLE t TO VERSION AS OF",
+                "the number of a version",
+            ),
+            (
+                "RESTORE TABLE t TO VERSION AS OF -1",
+                "the number of a version",
+            ),
+            (
+                "RESTORE TABLE t TO VERSION AS OF 5 6",
+                "the end of the statement",
+            ),
+        ],
+    );
 }
