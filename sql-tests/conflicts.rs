@@ -89,6 +89,8 @@ const CASES: &[Case] = &[
         0,
     ),
     ours("refresh_of_another_column", "REFRESH COLUMN z ON t", 0),
+    // What it undoes has to be computed again.
+    ours("restore", "RESTORE TABLE t TO VERSION AS OF 4", ROWS),
     Case {
         name: "drop_of_the_column",
         change: Change::Ours("ALTER TABLE t DROP COLUMN y"),
@@ -138,7 +140,6 @@ const CASES: &[Case] = &[
         "ds.create_scalar_index('y', 'BTREE')",
         0,
     ),
-    // What it undoes has to be computed again.
     pylance("restore", "ds.checkout_version(4).restore()", ROWS),
 ];
 

@@ -35,18 +35,24 @@ pub fn trials() -> Vec<Trial> {
         Some(seed) => vec![seed],
         None => SEEDS.to_vec(),
     };
-    seeds
-        .into_iter()
-        .map(|seed| {
-            Trial::test(format!("crash/kills_seed_{seed}"), move || {
-                block_on(async {
-                    kills_lose_nothing(seed, kills).await.map_err(|error| {
-                        format!("HEADWATER_SEED={seed} HEADWATER_KILLS={kills}: {error}").into()
-                    })
+    let named = [
+        Trial::test("crash/a_full_refresh_goes_on", || {
+            block_on(a_full_refresh_goes_on())
+        }),
+        Trial::test("crash/another_statement_takes_the_work_over", || {
+            block_on(another_statement_takes_the_work_over())
+        }),
+    ];
+    let random = seeds.into_iter().map(|seed| {
+        Trial::test(format!("crash/kills_seed_{seed}"), move || {
+            block_on(async {
+                kills_lose_nothing(seed, kills).await.map_err(|error| {
+                    format!("HEADWATER_SEED={seed} HEADWATER_KILLS={kills}: {error}").into()
                 })
             })
         })
-        .collect()
+    });
+    random.chain(named).collect()
 }
 
 async fn kills_lose_nothing(seed: u64, kills: u64) -> Outcome<()> {
@@ -132,6 +138,94 @@ async fn one_table(random: &mut StdRng, most: u64) -> Outcome<u64> {
         .expect("SELECT count(*) FROM system.jobs WHERE state <> 'done'", 0)
         .await?;
     Ok(kills.max(1))
+}
+
+/// A table of which a fragment takes 200 ms.
+async fn slow_table() -> Outcome<Scene> {
+    Scene::new(&[
+        &format!(
+            "CREATE TABLE t WITH (max_rows_per_fragment = 40) AS \
+             SELECT value AS id, value AS x FROM generate_series(1, {ROWS})"
+        ),
+        &format!("ALTER TABLE t ADD COLUMN y BIGINT AS (count_calls(sleep_ms(x, {CALL})))"),
+    ])
+    .await
+}
+
+/// Starts a refresh and kills it when `is_time`.
+async fn kill_when(
+    scene: &Scene,
+    statement: &str,
+    is_time: impl AsyncFn(&Scene) -> Outcome<bool>,
+) -> Outcome<()> {
+    let mut child = scene.shell.start(&[statement])?;
+    while !is_time(scene).await? {
+        if let Some(status) = child.try_wait()? {
+            check_status(child, status)?;
+            return Err("the refresh ended before it could be killed".into());
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    child.kill()?;
+    child.wait()?;
+    Ok(())
+}
+
+/// FULL computes every row once, however often it is interrupted: what is committed stays.
+async fn a_full_refresh_goes_on() -> Outcome<()> {
+    let scene = slow_table().await?;
+    let full = "REFRESH COLUMN y ON t FULL WITH (commit_every = 1, concurrency = 1)";
+    kill_when(&scene, full, async |scene| {
+        Ok(scene.number("SELECT count(y) FROM t").await? >= 80)
+    })
+    .await?;
+    let child = scene.shell.start(&[full])?.wait_with_output()?;
+    if !child.status.success() {
+        return Err(String::from_utf8_lossy(&child.stderr).into_owned().into());
+    }
+    scene
+        .expect("SELECT count(*) FROM t WHERE y IS DISTINCT FROM x", 0)
+        .await?;
+    // One fragment was on its way.
+    match scene.all_calls()? as i64 - ROWS {
+        0..=40 => Ok(()),
+        twice => Err(format!("{twice} calls too many").into()),
+    }
+}
+
+/// What a killed job has staged serves whatever statement comes next, and its own end is written down.
+async fn another_statement_takes_the_work_over() -> Outcome<()> {
+    let scene = slow_table().await?;
+    let first = "REFRESH COLUMN y ON t WITH (commit_every = 'all', checkpoint_interval = 0.05)";
+    kill_when(&scene, first, async |scene| Ok(scene.all_calls()? > 120)).await?;
+    scene
+        .expect(
+            "SELECT count(*) FROM system.jobs WHERE state = 'interrupted'",
+            1,
+        )
+        .await?;
+    scene.run("REFRESH COLUMN y ON t WHERE id <= 40").await?;
+    scene
+        .expect(
+            "SELECT count(*) FROM system.jobs WHERE state = 'failed' AND message LIKE '%works on it now'",
+            1,
+        )
+        .await?;
+    scene.run("REFRESH COLUMN y ON t").await?;
+    scene
+        .expect("SELECT count(*) FROM t WHERE y IS DISTINCT FROM x", 0)
+        .await?;
+    scene
+        .expect(
+            "SELECT CAST(max(rows_reused) > 0 AS INT) FROM system.jobs WHERE state = 'done'",
+            1,
+        )
+        .await?;
+    // WHERE computes the rows that it names again.
+    match scene.all_calls()? as i64 - ROWS - 40 {
+        ..=40 => Ok(()),
+        twice => Err(format!("{twice} calls too many").into()),
+    }
 }
 
 /// Fails with what a process said if it failed.

@@ -1,6 +1,7 @@
 //! The benchmarks.
 
 mod append;
+mod jobs;
 pub mod memory;
 mod metadata;
 mod pylance;
@@ -13,6 +14,7 @@ use crate::kit::{Report, Result, Settings};
 pub fn names() -> Vec<&'static str> {
     vec![
         "refresh", "pylance", "memory", "append", "nothing", "describe", "start", "query",
+        "ledger", "jobs", "at_once",
     ]
 }
 
@@ -27,6 +29,9 @@ pub async fn run(name: &str, settings: &Settings) -> Result<Report> {
         "describe" => metadata::describe(settings).await,
         "start" => metadata::start(settings).await,
         "query" => query::run(settings).await,
+        "ledger" => jobs::ledger(settings).await,
+        "jobs" => jobs::show(settings).await,
+        "at_once" => jobs::at_once(settings).await,
         other => Err(format!("there is no benchmark '{other}'").into()),
     }
 }

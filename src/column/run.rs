@@ -18,7 +18,7 @@ use lance::Dataset;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
-use super::assess::{Column, Rows};
+use super::assess::{Column, Rows, rows_changed};
 use super::commit::{Committer, Outcome, Written};
 use super::mirror::{mirror_states, needed_versions};
 use super::plan::{Limits, Pass, Unit, Wanted};
@@ -27,16 +27,18 @@ use super::refresh::{
     load_columns, order, plan_pass,
 };
 use super::staged::{Staged, Staging, discard, discard_all};
+use super::state::ColumnState;
 use super::work::{Pace, Work, is_stop};
 use super::write::written_units;
 use crate::database::Database;
 use crate::engine::run_partitions;
 use crate::job::counters::Count;
-use crate::job::driver::{Driver, Ending, JobRequest, stop_error};
+use crate::job::driver::{Driver, Ending, JobRequest, end_interrupted, stop_error};
 use crate::job::jobs::{Attached, Jobs};
 use crate::job::signal::{Signal, Stop};
-use crate::storage::column_file::{SplitFile, files_that_fit, has_file};
+use crate::storage::column_file::{SplitFile, files_that_fit};
 use crate::storage::fragments::live_ids;
+use crate::storage::properties::{COLUMN_STATE, COMPUTED_ROWS, JOB};
 use crate::storage::{RowSet, pin, storage_error};
 use crate::{Error, Result};
 
@@ -109,6 +111,8 @@ pub async fn begin(environment: &Environment, request: &Refresh) -> Result<Begun
         }
     }
     if planned.iter().all(Pass::is_empty) {
+        let ledger = environment.jobs.ledger();
+        end_interrupted(ledger, &request.statement, &table.name).await?;
         let passes = planned.into_iter().map(|pass| nothing(pass, started));
         return Ok(Begun::Nothing(Refreshed {
             job: None,
@@ -491,9 +495,9 @@ impl Run {
         };
         self.has_staged |= !staged.is_empty();
         let mut reused = vec![RowSet::default(); columns];
-        if self.request.is_forced() && number == 0 && !staged.is_empty() {
+        if self.request.is_forced() && number == 0 && self.driver.is_resumed() {
             // What this very job has landed before it was interrupted is not computed again.
-            let there = already_landed(pass, &staged).await?;
+            let there = self.landed_before(pass).await?;
             pass.leave_out(&there).await?;
         }
         let known: Vec<RowSet> = (0..columns).map(|place| staged.rows(place)).collect();
@@ -602,6 +606,43 @@ impl Run {
             stopped,
             failed,
         })
+    }
+
+    /// The rows, by column, that earlier drivers of this job have committed, and whose inputs have not
+    /// changed since. Where a commit does not say which rows, they are computed again.
+    async fn landed_before(&self, pass: &Pass) -> Result<Vec<RowSet>> {
+        let table = &pass.table;
+        let mut landed = vec![RowSet::default(); pass.tasks.len()];
+        let own = format!("{}/", self.driver.id());
+        for version in self.driver.record().version + 1..=table.version() {
+            let transaction = table.dataset.read_transaction_by_version(version).await;
+            let Some(properties) = transaction
+                .ok()
+                .flatten()
+                .and_then(|transaction| transaction.transaction_properties)
+            else {
+                continue;
+            };
+            if !properties
+                .get(JOB)
+                .is_some_and(|mark| mark.starts_with(&own))
+            {
+                continue;
+            }
+            for (task, landed) in pass.tasks.iter().zip(&mut landed) {
+                let column = &task.column;
+                let state = properties.get(&format!("{COLUMN_STATE}{}", column.field_id));
+                let rows = properties.get(&format!("{COMPUTED_ROWS}{}", column.field_id));
+                let state = state.and_then(|text| serde_json::from_str::<ColumnState>(text).ok());
+                if let (Some(state), Some(rows)) = (state, rows)
+                    && state.definition == column.definition.digest()
+                    && let Some(changed) = rows_changed(table, column, &state.watermark).await?
+                {
+                    landed.union_with(&RowSet::decode(rows)?.difference(&changed));
+                }
+            }
+        }
+        Ok(landed)
     }
 
     fn concurrency(&self) -> usize {
@@ -895,21 +936,6 @@ async fn newest_version(pass: &Pass) -> Result<u64> {
         .latest_version_id()
         .await
         .map_err(|error| storage_error(&pass.table.name, error))
-}
-
-/// Rows, by column, whose staged values are those that the table has.
-async fn already_landed(pass: &Pass, staged: &Staged) -> Result<Vec<RowSet>> {
-    let mut there = vec![RowSet::default(); pass.tasks.len()];
-    for fragment in pass.table.dataset.fragments().iter() {
-        for (_, json, rows) in staged.column_files(fragment.id) {
-            if has_file(fragment, json)? {
-                for (there, rows) in there.iter_mut().zip(rows) {
-                    there.union_with(rows);
-                }
-            }
-        }
-    }
-    Ok(there)
 }
 
 /// Fragments of a pass that an earlier run has written as they are needed now.

@@ -78,7 +78,7 @@ impl Driver {
     /// [`ErrorKind::Busy`] if another job that is at work has one of the objects.
     pub async fn begin(ledger: &Ledger, request: JobRequest, signal: Signaller) -> Result<Self> {
         let process = Process::current();
-        let interrupted = find_interrupted(ledger, &request).await?;
+        let interrupted = find_interrupted(ledger, &request.statement, &request.table).await?;
         let resumed = interrupted.is_some();
         let record = match interrupted {
             Some(files) => files.record,
@@ -329,19 +329,35 @@ fn busy(statement: &str, files: &JobFiles) -> Error {
 }
 
 /// The job with the same statement whose driver is gone.
-async fn find_interrupted(ledger: &Ledger, request: &JobRequest) -> Result<Option<JobFiles>> {
+async fn find_interrupted(
+    ledger: &Ledger,
+    statement: &str,
+    table: &str,
+) -> Result<Option<JobFiles>> {
     for id in ledger.active().await? {
         let Some(files) = ledger.read(&id).await? else {
             continue;
         };
-        let same = files.record.statement == request.statement
-            && files.record.table == request.table
-            && files.record.objects == request.objects;
+        let same = files.record.statement == statement && files.record.table == table;
         if same && !ledger.is_alive(&files) && !last_state(&files.events).is_final() {
             return Ok(Some(files));
         }
     }
     Ok(None)
+}
+
+/// Ends the job with this statement whose driver is gone, if there is one: nothing is left to do of it.
+pub async fn end_interrupted(ledger: &Ledger, statement: &str, table: &str) -> Result<()> {
+    let Some(files) = find_interrupted(ledger, statement, table).await? else {
+        return Ok(());
+    };
+    let (id, process) = (&files.record.id, Process::current());
+    let figures = ledger.summary(&files).figures;
+    let message = "nothing was left to do";
+    ledger
+        .event(id, &process, "done", message, Some(JobState::Done), figures)
+        .await?;
+    ledger.end(id).await
 }
 
 /// What runs beside a job.

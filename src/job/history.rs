@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use futures::{StreamExt, TryStreamExt, stream};
 
-use super::ledger::{Ledger, json, last_state};
+use super::ledger::{ACTIVE, DEAD_AFTER_MILLIS, Ledger, json, last_state};
 use super::record::JobSummary;
 use crate::{Error, ErrorKind, Result};
 
@@ -171,9 +171,14 @@ impl Ledger {
     /// Ends the jobs whose last event says that they have ended, but whose process died before it could
     /// say so everywhere.
     pub async fn tidy(&self) -> Result<()> {
-        for id in self.active().await? {
-            match self.read(&id).await? {
-                Some(files) if last_state(&files.events).is_final() => self.end(&id).await?,
+        for marker in self.root().list_own_files(ACTIVE).await? {
+            let id = &marker.name;
+            match self.read(id).await? {
+                Some(files) if last_state(&files.events).is_final() => self.end(id).await?,
+                // It died between the marker and the job.
+                None if self.now() - marker.modified_millis > DEAD_AFTER_MILLIS => {
+                    self.retire(id).await?;
+                }
                 _ => {}
             }
         }

@@ -35,7 +35,7 @@ pub const DEAD_AFTER_MILLIS: i64 = 30_000;
 /// How often one of several writers tries to get the next number before it gives up.
 const NUMBERING_ATTEMPTS: usize = 100;
 
-const ACTIVE: &str = "active-jobs";
+pub(super) const ACTIVE: &str = "active-jobs";
 
 /// The jobs of a database.
 #[derive(Debug, Clone)]

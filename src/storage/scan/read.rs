@@ -35,7 +35,7 @@ use crate::{Error, Result};
 
 /// Bytes that all partitions of a scan together may have read, but not decoded
 /// yet, from local files, and from an object store, whose latency needs more.
-const LOCAL_READ_AHEAD: u64 = 128 * 1024 * 1024;
+const LOCAL_READ_AHEAD: u64 = 32 * 1024 * 1024;
 const REMOTE_READ_AHEAD: u64 = 512 * 1024 * 1024;
 /// What a partition has at least: a few pages.
 const MIN_READ_AHEAD: u64 = 16 * 1024 * 1024;
