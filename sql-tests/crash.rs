@@ -8,8 +8,8 @@
 
 use std::env;
 use std::io::Read;
-use std::process::{Child, ExitStatus};
-use std::time::Duration;
+use std::process::{Child, Command, ExitStatus};
+use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
 use rand::rngs::StdRng;
@@ -41,6 +41,9 @@ pub fn trials() -> Vec<Trial> {
         }),
         Trial::test("crash/another_statement_takes_the_work_over", || {
             block_on(another_statement_takes_the_work_over())
+        }),
+        Trial::test("crash/ctrl_c_keeps_what_is_done", || {
+            block_on(ctrl_c_keeps_what_is_done())
         }),
     ];
     let random = seeds.into_iter().map(|seed| {
@@ -225,6 +228,50 @@ async fn another_statement_takes_the_work_over() -> Outcome<()> {
     match scene.all_calls()? as i64 - ROWS - 40 {
         ..=40 => Ok(()),
         twice => Err(format!("{twice} calls too many").into()),
+    }
+}
+
+/// Ctrl-C ends the refresh soon, as a job that was cancelled, and what it has computed is there.
+async fn ctrl_c_keeps_what_is_done() -> Outcome<()> {
+    let scene = slow_table().await?;
+    let statement = "REFRESH COLUMN y ON t WITH (concurrency = 2)";
+    let child = scene.shell.start(&[statement])?;
+    while scene.all_calls()? < 100 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let pressed = Instant::now();
+    let interrupt = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status()?;
+    if !interrupt.success() {
+        return Err("kill -INT failed".into());
+    }
+    let output = child.wait_with_output()?;
+    let (took, said) = (
+        pressed.elapsed(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    );
+    if output.status.code() != Some(130) || !said.contains("cancelled") {
+        return Err(format!("{}: {said}", output.status).into());
+    }
+    // Within a second; the rest is for a busy machine.
+    if took > Duration::from_secs(5) {
+        return Err(format!("it took {took:?}").into());
+    }
+    let computed = scene.all_calls()? as i64;
+    scene
+        .expect(
+            "SELECT count(*) FROM system.jobs WHERE state = 'cancelled'",
+            1,
+        )
+        .await?;
+    scene.run("REFRESH COLUMN y ON t").await?;
+    scene
+        .expect("SELECT count(*) FROM t WHERE y IS DISTINCT FROM x", 0)
+        .await?;
+    match scene.all_calls()? as i64 - ROWS {
+        0 => Ok(()),
+        twice => Err(format!("{twice} of {computed} calls were made again").into()),
     }
 }
 

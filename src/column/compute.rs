@@ -34,7 +34,7 @@ use super::work::{Checkpointer, Work};
 use crate::job::counters::{Count, Phase};
 use crate::job::record::RowError;
 use crate::storage::RowSet;
-use crate::storage::fragments::{id_at, ids_of_addresses};
+use crate::storage::fragments::id_at;
 use crate::{Error, ErrorKind, Result};
 
 /// The name of the column of row addresses.
@@ -181,7 +181,10 @@ impl ExecutionPlan for ColumnComputeExec {
                 schema: Arc::clone(&schema),
             },
             metrics: BaselineMetrics::new(&self.metrics, partition),
-            checkpointer: self.work.clone().map(Checkpointer::new),
+            checkpointer: self.work.clone().map(|work| {
+                let (table, dataset) = (self.table.clone(), Arc::clone(&self.dataset));
+                Checkpointer::new(work, table, dataset)
+            }),
             work: self.work.clone(),
             staged: None,
             batch: None,
@@ -281,11 +284,8 @@ impl Unit {
         {
             let columns: Vec<usize> = (0..evaluated.len()).collect();
             let values = batch.project(&columns)?;
-            let table = &self.computer.table;
-            let dataset = &self.computer.dataset;
-            let ids = ids_of_addresses(table, dataset, addresses.values()).await?;
             checkpointer
-                .add(fragment, ids.into(), values, evaluated, took)
+                .add(fragment, addresses, values, evaluated, took)
                 .await?;
         }
         Ok(Some(batch))

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use datafusion::arrow::array::{BooleanArray, RecordBatch, UInt64Array};
 use datafusion::arrow::compute::{concat_batches, filter_record_batch};
+use lance::Dataset;
 
 use super::staged::{Staged, Staging};
 use crate::database::Database;
@@ -15,13 +16,14 @@ use crate::job::driver::stop_error;
 use crate::job::ledger::Ledger;
 use crate::job::signal::{Signal, Signaller};
 use crate::storage::RowSet;
+use crate::storage::fragments::ids_of_addresses;
 use crate::{Error, Result};
 
 /// How long one evaluation should take: between two of them a job hears what it is told, and may
 /// write a checkpoint.
 const EVALUATION: Duration = Duration::from_millis(250);
 /// Bytes of results that wait for a checkpoint.
-const BUFFER_BYTES: usize = 64 << 20;
+const BUFFER_BYTES: usize = 8 << 20;
 /// What a stop throws away rather than writes down.
 const NEGLIGIBLE: Duration = Duration::from_millis(20);
 
@@ -108,6 +110,8 @@ impl Pace {
 /// interval. A fragment that takes less than half of it is never written twice.
 pub(super) struct Checkpointer {
     work: Arc<Work>,
+    table: String,
+    dataset: Arc<Dataset>,
     buffer: Vec<Buffered>,
     bytes: usize,
     /// Time that the buffered results took.
@@ -117,7 +121,7 @@ pub(super) struct Checkpointer {
 }
 
 struct Buffered {
-    ids: UInt64Array,
+    addresses: UInt64Array,
     /// The columns of the pass, without addresses.
     values: RecordBatch,
     /// Which rows were computed, by column; `None` for all.
@@ -125,10 +129,12 @@ struct Buffered {
 }
 
 impl Checkpointer {
-    /// For one fragment.
-    pub(super) fn new(work: Arc<Work>) -> Self {
+    /// For one fragment of `table`.
+    pub(super) fn new(work: Arc<Work>, table: String, dataset: Arc<Dataset>) -> Self {
         Self {
             work,
+            table,
+            dataset,
             buffer: Vec::new(),
             bytes: 0,
             time: Duration::ZERO,
@@ -136,12 +142,12 @@ impl Checkpointer {
         }
     }
 
-    /// Adds results that took `time`. `ids` are those of the rows of `values`, and `computed` says
-    /// which of these were computed, by column.
+    /// Adds results that took `time`. `addresses` are those of the rows of `values`, and `computed`
+    /// says which of these were computed, by column.
     pub(super) async fn add(
         &mut self,
         fragment: u64,
-        ids: UInt64Array,
+        addresses: UInt64Array,
         values: RecordBatch,
         computed: Vec<Option<BooleanArray>>,
         time: Duration,
@@ -149,7 +155,7 @@ impl Checkpointer {
         self.bytes += values.get_array_memory_size();
         self.time += time;
         self.buffer.push(Buffered {
-            ids,
+            addresses,
             values,
             computed,
         });
@@ -203,17 +209,19 @@ impl Checkpointer {
         let mut ids: Vec<u64> = Vec::new();
         let mut batches = Vec::with_capacity(self.buffer.len());
         for part in &self.buffer {
-            let kept = any(&part.computed, part.ids.len());
+            let part_ids =
+                ids_of_addresses(&self.table, &self.dataset, part.addresses.values()).await?;
+            let kept = any(&part.computed, part_ids.len());
             for (rows, computed) in rows.iter_mut().zip(&part.computed) {
                 match computed {
-                    None => rows.extend(part.ids.values().iter().copied()),
+                    None => rows.extend(part_ids.iter().copied()),
                     Some(computed) => {
-                        let marked = part.ids.values().iter().zip(computed);
+                        let marked = part_ids.iter().zip(computed);
                         rows.extend(marked.filter(|(_, m)| *m == Some(true)).map(|(id, _)| *id));
                     }
                 }
             }
-            let marked = part.ids.values().iter().zip(&kept);
+            let marked = part_ids.iter().zip(&kept);
             ids.extend(marked.filter(|(_, m)| *m == Some(true)).map(|(id, _)| *id));
             batches.push(filter_record_batch(&part.values, &kept)?);
         }
