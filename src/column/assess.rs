@@ -236,8 +236,18 @@ pub async fn assess(
     table: &Table,
     columns: &[Column],
 ) -> Result<Vec<Assessment>> {
+    assess_as_of(database, table, table, columns).await
+}
+
+/// As [`assess`], for an older version of the table; the states are those of `newest`.
+pub(super) async fn assess_as_of(
+    database: &Database,
+    table: &Table,
+    newest: &Table,
+    columns: &[Column],
+) -> Result<Vec<Assessment>> {
     let ids: Vec<i32> = columns.iter().map(|column| column.field_id).collect();
-    let states = find_states(&table.name, &table.dataset, &ids).await?;
+    let states = find_states(&newest.name, &newest.dataset, &ids).await?;
     let mut assessed = Vec::with_capacity(columns.len());
     for (column, state) in columns.iter().zip(states) {
         assessed.push(match state {

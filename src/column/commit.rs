@@ -96,7 +96,7 @@ impl Committer {
             landed: vec![RowSet::default(); needed.len()],
             needed,
             watermark: VersionStamp::of(&table.dataset).await?,
-            seen: table.version(),
+            seen: pass.seen,
             version: table.version(),
             fragments: 0,
         })

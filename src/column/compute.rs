@@ -349,7 +349,9 @@ impl Unit {
             .sum();
         work.counters.spent(Phase::Computing, took);
         work.counters.add(Count::RowsComputed, evaluated as u64);
-        work.counters.add(Count::RowsReused, reused as u64);
+        if work.counts_reused {
+            work.counters.add(Count::RowsReused, reused as u64);
+        }
         work.pace
             .learn(evaluated / self.computer.columns.len().max(1), took);
     }

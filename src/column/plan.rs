@@ -83,6 +83,8 @@ pub struct Pass {
     pub table: Table,
     /// The columns, none of which reads another.
     pub tasks: Vec<ColumnTask>,
+    /// The version whose states say what the columns lack: the newest, also where an older one is read.
+    pub seen: u64,
     /// Live rows of the table.
     pub table_rows: u64,
     /// Live rows in the fragments that are written.
@@ -186,6 +188,7 @@ impl Pass {
             })
             .collect();
         Ok(Self {
+            seen: table.version(),
             table,
             tasks,
             table_rows,
@@ -267,7 +270,10 @@ impl Pass {
         let tasks = std::mem::take(&mut self.tasks);
         let modes: Vec<&'static str> = tasks.iter().map(|task| task.mode).collect();
         let again = Self::of_tasks(self.table.clone(), tasks).await?;
-        *self = again;
+        *self = Self {
+            seen: self.seen,
+            ..again
+        };
         for (task, mode) in self.tasks.iter_mut().zip(modes) {
             // What was left out does not make it another kind of refresh.
             task.mode = mode;

@@ -8,7 +8,7 @@ use datafusion::execution::SessionState;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use serde::{Deserialize, Serialize};
 
-use super::assess::{Assessment, Column, assess};
+use super::assess::{Assessment, Column, assess, assess_as_of};
 use super::plan::{BatchSize, Limits, Pass, Wanted, passes};
 use crate::database::definition::ComputedColumn;
 use crate::database::name::TableName;
@@ -291,11 +291,13 @@ pub async fn plan_pass(
     request: &Refresh,
     columns: &[String],
 ) -> Result<Pass> {
-    let table = database
-        .table_at(&request.table, request.settings.version)
-        .await?;
+    let newest = database.table(&request.table).await?;
+    let table = match request.settings.version {
+        None => newest.clone(),
+        version => database.table_at(&request.table, version).await?,
+    };
     let columns = load_columns(state, &table, columns)?;
-    let assessments = assess(database, &table, &columns).await?;
+    let assessments = assess_as_of(database, &table, &newest, &columns).await?;
     let wanted = match (request.scope, &request.filter) {
         (Scope::Full, _) => Wanted::Full,
         (_, None) => Wanted::Changed,
@@ -315,7 +317,9 @@ pub async fn plan_pass(
             false => Wanted::Changed,
         })
         .collect();
-    Pass::plan(table, columns, assessments, wanted).await
+    let mut pass = Pass::plan(table, columns, assessments, wanted).await?;
+    pass.seen = newest.version();
+    Ok(pass)
 }
 
 /// Whether a refresh names a column, or one that is computed together with it.

@@ -37,7 +37,7 @@ use crate::job::driver::{Driver, Ending, JobRequest, end_interrupted, stop_error
 use crate::job::jobs::{Attached, Jobs};
 use crate::job::signal::{Signal, Stop};
 use crate::storage::column_file::{SplitFile, files_that_fit};
-use crate::storage::fragments::live_ids;
+use crate::storage::fragments::{all_live_ids, live_ids};
 use crate::storage::properties::{COLUMN_STATE, COMPUTED_ROWS, JOB};
 use crate::storage::{RowSet, pin, storage_error};
 use crate::{Error, Result};
@@ -110,21 +110,29 @@ pub async fn begin(environment: &Environment, request: &Refresh) -> Result<Begun
             break;
         }
     }
-    if planned.iter().all(Pass::is_empty) {
-        let ledger = environment.jobs.ledger();
-        end_interrupted(ledger, &request.statement, &table.name).await?;
-        let passes = planned.into_iter().map(|pass| nothing(pass, started));
-        return Ok(Begun::Nothing(Refreshed {
-            job: None,
-            passes: passes.collect(),
-            notices: Vec::new(),
-        }));
-    }
     let columns: Vec<String> = groups.iter().flatten().cloned().collect();
     let objects = load_columns(state, &table, &columns)?
         .iter()
         .map(|column| format!("{}/{}", table.name, column.field_id))
         .collect();
+    if planned.iter().all(Pass::is_empty) {
+        let passes: Vec<RanPass> = planned
+            .into_iter()
+            .map(|pass| nothing(pass, started))
+            .collect();
+        let reports = passes.iter().flat_map(|pass| &pass.reports);
+        let pending = reports.map(|report| report.rows_pending).sum();
+        let ledger = environment.jobs.ledger();
+        let (statement, name) = (&request.statement, &table.name);
+        if let Some(job) = end_interrupted(ledger, statement, name, pending).await? {
+            discard_all(database, name, &job).await?;
+        }
+        return Ok(Begun::Nothing(Refreshed {
+            job: None,
+            passes,
+            notices: Vec::new(),
+        }));
+    }
     let mut tasks = planned.iter().flat_map(|pass| &pass.tasks);
     let first = tasks.find(|task| task.rows > 0);
     let job = JobRequest {
@@ -166,8 +174,24 @@ async fn check_version(
         return Ok(());
     };
     let newest = environment.database.table(&request.table).await?;
-    let columns: Vec<String> = groups.iter().flatten().cloned().collect();
-    let columns = load_columns(&environment.state, &newest, &columns)?;
+    let names: Vec<String> = groups.iter().flatten().cloned().collect();
+    let columns = load_columns(&environment.state, &newest, &names)?;
+    let then = environment
+        .database
+        .table_at(&request.table, Some(version))
+        .await?;
+    let columns_then = load_columns(&environment.state, &then, &names)
+        .map_err(|error| error.context(format!("version {version}")))?;
+    for (column, then) in columns.iter().zip(&columns_then) {
+        if column.definition.digest() != then.definition.digest() {
+            return Err(Error::invalid(format!(
+                "column '{}' of table '{}' had another definition at version {version}",
+                column.name(),
+                newest.name
+            ))
+            .with_hint("leave 'version' out, or name a later one"));
+        }
+    }
     let ids: Vec<i32> = columns.iter().map(|column| column.field_id).collect();
     let states = super::state::find_states(&newest.name, &newest.dataset, &ids).await?;
     for (column, state) in columns.iter().zip(states) {
@@ -260,9 +284,14 @@ impl Run {
 
     /// All passes; `planned` are the first of them.
     async fn all(mut self, groups: Vec<Vec<String>>, planned: Vec<Pass>) -> Result<Refreshed> {
+        let columns: Vec<String> = groups.iter().flatten().cloned().collect();
         let result = self.passes(groups, planned).await;
         self.count_pending(None);
         let is_through = matches!(result, Ok(None));
+        // The error itself matters more than a figure.
+        if !is_through && let Err(error) = self.count_unreported(&columns).await {
+            log::warn!("job '{}': {error}", self.driver.id());
+        }
         if is_through && (self.has_staged || self.driver.is_resumed()) {
             let database = &self.environment.database;
             discard_all(database, &self.request.table, self.driver.id()).await?;
@@ -318,6 +347,33 @@ impl Run {
         let counters = self.driver.counters();
         counters.set(Count::RowsPending, pending);
         counters.set(Count::RowsSkipped, skipped);
+    }
+
+    /// Counts what the columns lack of whose pass nothing is reported: it never began, or broke off.
+    async fn count_unreported(&self, columns: &[String]) -> Result<()> {
+        let Environment {
+            database, state, ..
+        } = &self.environment;
+        let tasks = || self.passes.iter().flat_map(|ran| &ran.pass.tasks);
+        let rest: Vec<String> = columns
+            .iter()
+            .filter(|name| !tasks().any(|task| task.column.name() == *name))
+            .cloned()
+            .collect();
+        if rest.is_empty() {
+            return Ok(());
+        }
+        let table = database.table(&self.request.table).await?;
+        let columns = load_columns(state, &table, &rest)?;
+        let rows = table.dataset.count_rows(None).await? as u64;
+        for assessment in super::assess::assess(database, &table, &columns).await? {
+            let pending = match assessment.todo() {
+                Rows::All => rows,
+                Rows::Some(todo) => todo.len(),
+            };
+            self.driver.counters().add(Count::RowsPending, pending);
+        }
+        Ok(())
     }
 
     /// Lets go of the versions that no column of the table goes back to any more, and sees to it that
@@ -407,6 +463,14 @@ impl Run {
             (stopped, failed) = (round.stopped, round.failed.take());
             round_number += 1;
             let is_unfit = round.unfit.iter().any(|rows| !rows.is_empty());
+            if is_unfit {
+                // Rows that others deleted meanwhile lack nothing.
+                let table = self.environment.database.table(&pass.table.name).await?;
+                let live = all_live_ids(&table.name, &table.dataset).await?;
+                pending = (0..columns)
+                    .map(|place| round.committer.pending(place).intersection(&live).len())
+                    .collect();
+            }
             if is_unfit && stopped.is_none() && failed.is_none() && round_number < ROUNDS {
                 let again = self.plan_again(&pass, &round.unfit).await?;
                 if !again.is_empty() {
@@ -507,21 +571,24 @@ impl Run {
             if let Some(max) = &mut self.limits.max_fragments {
                 *max = max.saturating_sub(pass.fragments.len());
             }
-            if self.limits.skip_fragments.is_some() {
-                self.limits.skip_fragments = Some(0);
-            }
         }
         for (place, known) in known.iter().enumerate() {
             reused[place] = pass.todo_ids(place).await?.intersection(known);
         }
         let counters = self.driver.counters();
-        counters.add(Count::RowsPlanned, pass.tasks.iter().map(|t| t.rows).sum());
+        let is_first = number == 0;
+        if is_first {
+            // What another round lays out anew is planned already.
+            counters.add(Count::RowsPlanned, pass.tasks.iter().map(|t| t.rows).sum());
+        }
         counters.add(Count::FragmentsPlanned, pass.fragments.len() as u64);
         let committer = Committer::new(pass).await?;
         self.count_pending(Some((pass, &committer)));
         let whole = whole_files(pass, &staged).await?;
-        let reused_rows = whole.values().flat_map(|w| &w.rows).map(RowSet::len).sum();
-        counters.add(Count::RowsReused, reused_rows);
+        if is_first {
+            let reused_rows = whole.values().flat_map(|w| &w.rows).map(RowSet::len).sum();
+            counters.add(Count::RowsReused, reused_rows);
+        }
         let concurrency = self.concurrency();
         let units: Vec<Unit> = pass
             .units(concurrency)
@@ -541,6 +608,7 @@ impl Run {
             database: Arc::clone(&database),
             staging: Staging::new(Arc::clone(&database), pass, self.driver.id()).await?,
             staged: Arc::new(staged),
+            counts_reused: is_first,
             pace: match self.settings().fixed_batches {
                 true => Pace::fixed(),
                 false => Pace::adaptive(checkpoint_interval),

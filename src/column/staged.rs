@@ -315,6 +315,10 @@ impl Changed {
         let Some((place, staged)) = found else {
             return Ok(None);
         };
+        if record.version.version > table.version() {
+            // Values of later inputs, where an older version is asked for.
+            return Ok(None);
+        }
         let key = (
             record.version.version,
             record.version.transaction.clone(),

@@ -45,6 +45,8 @@ pub struct Work {
     pub staging: Staging,
     /// What earlier runs have computed.
     pub staged: Arc<Staged>,
+    /// Whether what is taken from there counts as reused: later it is of this job itself.
+    pub counts_reused: bool,
     /// How many rows to evaluate at once.
     pub pace: Pace,
 }

@@ -328,6 +328,29 @@ fn busy(statement: &str, files: &JobFiles) -> Error {
     ))
 }
 
+/// Ends the job with the same statement whose driver is gone: nothing is left for it to do, but for
+/// `pending` rows that it was not asked for. Gives its name.
+pub async fn end_interrupted(
+    ledger: &Ledger,
+    statement: &str,
+    table: &str,
+    pending: u64,
+) -> Result<Option<String>> {
+    let Some(files) = find_interrupted(ledger, statement, table).await? else {
+        return Ok(None);
+    };
+    let id = files.record.id.clone();
+    let mut figures = ledger.summary(&files).figures;
+    figures.rows_pending = pending;
+    let message = "its process was gone, and nothing was left to do";
+    let (process, state) = (Process::current(), Some(JobState::Done));
+    ledger
+        .event(&id, &process, "done", message, state, figures)
+        .await?;
+    ledger.end(&id).await?;
+    Ok(Some(id))
+}
+
 /// The job with the same statement whose driver is gone.
 async fn find_interrupted(
     ledger: &Ledger,
@@ -344,20 +367,6 @@ async fn find_interrupted(
         }
     }
     Ok(None)
-}
-
-/// Ends the job with this statement whose driver is gone, if there is one: nothing is left to do of it.
-pub async fn end_interrupted(ledger: &Ledger, statement: &str, table: &str) -> Result<()> {
-    let Some(files) = find_interrupted(ledger, statement, table).await? else {
-        return Ok(());
-    };
-    let (id, process) = (&files.record.id, Process::current());
-    let figures = ledger.summary(&files).figures;
-    let message = "nothing was left to do";
-    ledger
-        .event(id, &process, "done", message, Some(JobState::Done), figures)
-        .await?;
-    ledger.end(id).await
 }
 
 /// What runs beside a job.

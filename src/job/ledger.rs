@@ -6,10 +6,10 @@
 //! jobs/<id>/events/<n>.json   what happened, in order; the last state in them is the job's
 //! jobs/<id>/heartbeat.json    the one file that is replaced, every few seconds
 //! jobs/<id>/control/<n>-pause | <n>-resume | <n>-cancel
-//! jobs/<id>/staged/…          results that are not committed yet
 //! jobs/<id>/errors/<n>.json   rows that failed
 //! claims/<object>/<n>         who works on an object: see `claim`
 //! job-history/…               summaries of jobs that ended: see `history`
+//! staged/<table>/…            results that are not committed yet: see `column::staged`
 //! ```
 //!
 //! Only creating a file that is not there is relied upon, which every store can do. Nothing here
