@@ -98,7 +98,9 @@ pub fn refresh_settings(given: &[StatementOption]) -> Result<Settings> {
     }
     let commit_every = match options.value("commit_every") {
         Some(OptionValue::Text(all)) if all.eq_ignore_ascii_case("all") => Some(0),
-        _ => options.count("commit_every", 1..=MOST_ROWS)?,
+        _ => options
+            .count("commit_every", 1..=MOST_ROWS)
+            .map_err(|error| error.with_hint("'all' commits once, at the end"))?,
     };
     Ok(Settings {
         concurrency: options.count("concurrency", 1..=1024)?,

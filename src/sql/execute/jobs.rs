@@ -54,13 +54,6 @@ impl Executor {
         let mut jobs = self.jobs.ledger().jobs().await?;
         if let Some(of) = of {
             let name = self.name_of(&of.table)?;
-            // A table that was dropped may have jobs still; but a slip should be told.
-            if !jobs.iter().any(|job| job.record.table == name) {
-                let table = self.database.table(&name).await?;
-                if let Some(column) = &of.column {
-                    table.check_column(column)?;
-                }
-            }
             jobs.retain(|job| {
                 job.record.table == name
                     && of
@@ -68,6 +61,13 @@ impl Executor {
                         .as_ref()
                         .is_none_or(|column| job.record.columns.contains(column))
             });
+            // A table that was dropped may have jobs still; but a slip should be told.
+            if jobs.is_empty() {
+                let table = self.database.table(&name).await?;
+                if let Some(column) = &of.column {
+                    table.check_column(column)?;
+                }
+            }
         }
         Ok(jobs)
     }
@@ -115,7 +115,15 @@ impl Executor {
 
     async fn pause_job(&self, id: &str) -> Result<DataFrame> {
         let started = Instant::now();
-        self.unfinished(id, "PAUSE JOB").await?;
+        let job = self.unfinished(id, "PAUSE JOB").await?;
+        if job.state == JobState::Interrupted {
+            return Err(Error::invalid(format!(
+                "PAUSE JOB: job '{id}' is interrupted: its process is gone"
+            ))
+            .with_hint(format!(
+                "RESUME JOB '{id}' goes on with it, CANCEL JOB '{id}' ends it"
+            )));
+        }
         self.jobs.ledger().control(id, Control::Pause).await?;
         let job = self
             .until(id, HEARING, |job| job.state == JobState::Paused)

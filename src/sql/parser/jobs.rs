@@ -25,13 +25,17 @@ impl Reader {
             self.parser().advance_token();
             self.expect("JOB")?;
             JobStatement::Describe(self.job_id()?)
-        } else if self.eat("PAUSE JOB") {
+        } else if self.eat("PAUSE") {
+            self.expect("JOB")?;
             JobStatement::Pause(self.job_id()?)
-        } else if self.eat("RESUME JOB") {
+        } else if self.eat("RESUME") {
+            self.expect("JOB")?;
             JobStatement::Resume(self.job_id()?)
-        } else if self.eat("CANCEL JOB") {
+        } else if self.eat("CANCEL") {
+            self.expect("JOB")?;
             JobStatement::Cancel(self.job_id()?)
-        } else if self.eat("WAIT JOB") {
+        } else if self.eat("WAIT") {
+            self.expect("JOB")?;
             let id = self.job_id()?;
             let timeout = match self.eat("TIMEOUT") {
                 true => Some(self.duration()?),
