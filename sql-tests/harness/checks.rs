@@ -188,6 +188,12 @@ fn volatile_columns_are_masked() -> Result<(), Failed> {
         normalizer.normalize(&text, false).as_str(),
         "$DB/t.lance/data/<file>.lance of <uuid>",
     )?;
+    expect(
+        normalizer
+            .normalize("job '20261121-065202258-09accae0'", false)
+            .as_str(),
+        "job '<job>'",
+    )?;
     let text = "Scan: metrics=[output_rows=3, elapsed_compute=1.5ms], 12 ms, 1.5 KiB, 3 rows";
     expect(
         normalizer.normalize(text, true).as_str(),

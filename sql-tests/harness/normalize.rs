@@ -13,7 +13,7 @@ pub struct Normalizer {
 
 impl Normalizer {
     /// Writes the folders of `place` as `$DB`, `$TMP` and `$DATA`, identifiers as `<uuid>`,
-    /// data files as `<file>.lance`; in plans also times as `<time>`, sizes as `<size>`
+    /// data files as `<file>.lance`, jobs as `<job>`; in plans also times as `<time>`, sizes as `<size>`
     /// and metrics as `<metrics>`.
     pub fn new(place: &Place) -> Result<Self, Failure> {
         let mut always = Vec::new();
@@ -29,6 +29,7 @@ impl Normalizer {
                     r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b",
                     "<uuid>",
                 ),
+                (r"\b[0-9]{8}-[0-9]{9}-[0-9a-f]{8}\b", "<job>"),
             ]
             .map(|(pattern, text)| (pattern.to_string(), text.to_string())),
         );
