@@ -137,6 +137,10 @@ FROM products JOIN products VERSION AS OF 1 AS before ON before.id = products.id
 WHERE products.price <> before.price
 ORDER BY abs(products.price - before.price) DESC, products.id LIMIT 5;
 
+-- Every refresh that had something to do is on record as a job. Those that had nothing are not.
+SELECT job_id, mode, state, rows_computed, rows_skipped, commits, computing_seconds
+FROM system.jobs ORDER BY job_id;
+
 -- Which column reads which.
 SELECT object, depends_on FROM system.dependencies
 WHERE object LIKE 'products.%' ORDER BY object, depends_on;

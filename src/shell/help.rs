@@ -55,6 +55,11 @@ A STORED column is empty until REFRESH COLUMN fills it; a VIRTUAL one is compute
 Example: ALTER TABLE products ADD COLUMN total AS (price * amount);",
     },
     Entry {
+        name: "CANCEL JOB",
+        does: "end a job; what is finished is kept",
+        syntax: "CANCEL JOB 'id'",
+    },
+    Entry {
         name: "COPY",
         does: "write a table or the result of a query to files",
         syntax: "\
@@ -96,8 +101,8 @@ Example: CREATE TAG 'v1' ON products;",
     },
     Entry {
         name: "DESCRIBE",
-        does: "show the columns of a table or view, or the versions of a table",
-        syntax: "DESCRIBE table\nDESCRIBE HISTORY table",
+        does: "show the columns of a table or view, the versions of a table, or a job",
+        syntax: "DESCRIBE table\nDESCRIBE HISTORY table\nDESCRIBE JOB 'id'",
     },
     Entry {
         name: "DROP",
@@ -130,15 +135,21 @@ Computed columns are left out: REFRESH COLUMN fills them.",
         syntax: "OPTIMIZE table [WITH (option = value, …)]",
     },
     Entry {
+        name: "PAUSE JOB",
+        does: "let a job wait, until RESUME JOB",
+        syntax: "PAUSE JOB 'id'",
+    },
+    Entry {
         name: "REFRESH COLUMN",
         does: "compute what is missing or out of date in computed columns",
         syntax: "\
 REFRESH COLUMN column [, …] ON [TABLE] table
-    [WHERE condition] [STALE ONLY | FULL] [CASCADE] [WITH (option = value, …)]
+    [WHERE condition] [STALE ONLY | FULL] [CASCADE] [ASYNC] [WITH (option = value, …)]
 
 Plain, it computes rows never computed and rows whose inputs changed. WHERE: every row that
 matches; with STALE ONLY, those of them that need it. FULL: every row. CASCADE: computed
-inputs first.
+inputs first. ASYNC: gives the name of the job at once. If it is killed, the same statement
+goes on with it.
 Example: REFRESH COLUMN total ON products;",
     },
     Entry {
@@ -150,14 +161,22 @@ RESTORE [TABLE] table TO VERSION AS OF { number | 'tag' }
 Example: RESTORE TABLE products TO VERSION AS OF 5;",
     },
     Entry {
+        name: "RESUME JOB",
+        does: "go on with a job that is paused, or whose process is gone",
+        syntax: "RESUME JOB 'id'",
+    },
+    Entry {
         name: "SHOW",
-        does: "list tables, columns, versions, tags, settings",
+        does: "list tables, columns, versions, tags, jobs, settings",
         syntax: "\
 SHOW TABLES
 SHOW COLUMNS FROM table
 SHOW CREATE TABLE table
 SHOW VERSIONS FROM table
 SHOW TAGS FROM table
+SHOW JOBS [FOR { TABLE table | COLUMN column ON table }] [LIMIT number]
+SHOW JOB EVENTS 'id'
+SHOW ERRORS [FOR { JOB 'id' | TABLE table | COLUMN column ON table }]
 SHOW { ALL | setting }",
     },
     Entry {
@@ -179,6 +198,14 @@ VACUUM [TABLE] table [RETAIN number { HOURS | DAYS }] [DRY RUN]
 Versions of the last 168 hours stay, unless RETAIN says otherwise; so do the newest, and those
 that computed columns, tags, views, branches and jobs need.
 Example: VACUUM products RETAIN 30 DAYS DRY RUN;",
+    },
+    Entry {
+        name: "WAIT JOB",
+        does: "wait until a job has ended",
+        syntax: "\
+WAIT JOB 'id' [TIMEOUT 'time']
+
+Example: WAIT JOB '20261121-093012481-5c1e7a90' TIMEOUT '10m';",
     },
 ];
 
