@@ -101,7 +101,7 @@ impl Reader {
             return Ok(JobObject { table, column });
         }
         if self.at("VIEW") || self.at("MATERIALIZED VIEW") {
-            return Err(Error::not_available("jobs of materialized views").into());
+            return Err(Error::not_available("FOR VIEW").into());
         }
         self.expected(expected)
     }
