@@ -410,6 +410,14 @@ mod tests {
     #[tokio::test]
     async fn without_a_copy_the_state_is_lost() {
         let scene = Scene::new().await;
+        let dataset = scene.open().await;
+        let copies = dataset.metadata().keys();
+        let copies = copies.filter(|key| key.starts_with(COLUMN_STATE));
+        let removed: MetadataChanges = copies.map(|key| (key.clone(), None)).collect();
+        assert_eq!(removed.len(), 1);
+        change_table_metadata("boxes", &dataset, removed)
+            .await
+            .unwrap();
         scene.sql("UPDATE boxes SET x = 11 WHERE id = 1").await;
         scene.clean_up().await;
         assert_eq!(scene.refresh().await, "full STATE_LOST 3");
@@ -418,9 +426,10 @@ mod tests {
     #[tokio::test]
     async fn a_copy_is_made_now_and_then_and_an_older_one_only_computes_more() {
         let scene = Scene::new().await;
+        // The first refresh has made one.
         let before = scene.version().await;
         scene.settle().await;
-        assert_eq!(scene.version().await, before + 1);
+        assert_eq!(scene.version().await, before);
         scene.sql("UPDATE boxes SET x = 11 WHERE id = 1").await;
         assert_eq!(scene.refresh().await, "incremental  1");
         let before = scene.version().await;

@@ -247,12 +247,12 @@ impl Pass {
 
     /// Leaves out rows, by column.
     pub async fn leave_out(&mut self, rows: &[RowSet]) -> Result<()> {
-        for place in 0..self.tasks.len() {
-            if rows[place].is_empty() {
+        for (place, rows) in rows.iter().enumerate() {
+            if rows.is_empty() {
                 continue;
             }
             let todo = self.todo_ids(place).await?;
-            self.tasks[place].todo = Rows::Some(todo.difference(&rows[place]));
+            self.tasks[place].todo = Rows::Some(todo.difference(rows));
         }
         self.select().await
     }

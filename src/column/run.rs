@@ -5,6 +5,7 @@
 //! others have compacted or overtaken it, is laid out anew in another round: its results are staged by row id,
 //! so nothing is computed twice.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -756,9 +757,8 @@ impl Flight<'_> {
         let table = &self.pass.table;
         let mut split = HashMap::new();
         for unit in units.iter().filter(|unit| unit.rows.is_some()) {
-            if !split.contains_key(&unit.fragment) {
-                let file = SplitFile::new(&table.name, &table.dataset, &names)?;
-                split.insert(unit.fragment, file);
+            if let Entry::Vacant(entry) = split.entry(unit.fragment) {
+                entry.insert(SplitFile::new(&table.name, &table.dataset, &names)?);
             }
         }
         Ok(Arc::new(split))
@@ -1036,9 +1036,9 @@ async fn whole_files(pass: &Pass, staged: &Staged) -> Result<BTreeMap<u64, Writt
             {
                 continue;
             }
-            if !versions.contains_key(&version.version) {
-                let then = table.dataset.checkout_version(version.version).await.ok();
-                versions.insert(version.version, then);
+            if let Entry::Vacant(entry) = versions.entry(version.version) {
+                let then = table.dataset.checkout_version(version.version).await;
+                entry.insert(then.ok());
             }
             let Some(Some(then)) = versions.get(&version.version) else {
                 continue;

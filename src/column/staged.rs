@@ -328,10 +328,8 @@ impl Changed {
             let changed = rows_changed(table, column, &record.version).await?;
             self.known.insert(key.clone(), changed);
         }
-        Ok(match &self.known[&key] {
-            Some(changed) => Some((place, staged.rows.clone().difference(changed))),
-            None => None,
-        })
+        let changed = self.known[&key].as_ref();
+        Ok(changed.map(|changed| (place, staged.rows.clone().difference(changed))))
     }
 }
 
@@ -357,7 +355,7 @@ enum OpenFile {
     },
     ColumnFile {
         offsets: HashMap<u64, u32>,
-        reader: ColumnFileReader,
+        reader: Box<ColumnFileReader>,
     },
 }
 
@@ -522,7 +520,7 @@ impl FragmentValues {
                 }
                 Ok(OpenFile::ColumnFile {
                     offsets: places_of(&self.table, &then, fragment.metadata(), &wanted).await?,
-                    reader,
+                    reader: Box::new(reader),
                 })
             }
         }

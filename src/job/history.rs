@@ -41,9 +41,7 @@ impl Ledger {
             let Some(files) = self.read(&id).await? else {
                 continue;
             };
-            if !jobs.contains_key(&id) {
-                jobs.insert(id, self.summary(&files));
-            }
+            jobs.entry(id).or_insert_with(|| self.summary(&files));
         }
         Ok(jobs.into_values().rev().collect())
     }

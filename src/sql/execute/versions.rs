@@ -64,7 +64,6 @@ impl Executor {
                 join(&pins)
             ));
         }
-        let mut files = Vec::new();
         for (folder, found) in [
             (
                 PENDING.to_string(),
@@ -81,7 +80,8 @@ impl Executor {
                     self.database.root().remove_own(&path).await?;
                 }
             }
-            files.extend(found);
+            removed.files += found.len() as u64;
+            removed.bytes += found.iter().map(|file| file.bytes).sum::<u64>();
         }
         let ledger = self.jobs.ledger();
         if !vacuum.dry_run {
@@ -98,15 +98,7 @@ impl Executor {
                 removed.failed
             ));
         }
-        self.vacuumed(
-            name,
-            vacuum.dry_run,
-            removed,
-            &files,
-            jobs,
-            kept.text(),
-            started,
-        )
+        self.vacuumed(name, vacuum.dry_run, removed, jobs, kept.text(), started)
     }
 
     fn vacuumed(
@@ -114,7 +106,6 @@ impl Executor {
         name: String,
         dry_run: bool,
         removed: Removed,
-        own: &[OwnFile],
         jobs: usize,
         kept: String,
         started: Instant,
@@ -123,14 +114,13 @@ impl Executor {
             true => "VACUUM DRY RUN",
             false => "VACUUM",
         };
-        let bytes = removed.bytes + own.iter().map(|file| file.bytes).sum::<u64>();
         Rows::default()
             .text("statement", [statement])
             .text("object", [name])
             .number("versions_removed", [Some(removed.versions)])
-            .number("files_removed", [Some(removed.files + own.len() as u64)])
+            .number("files_removed", [Some(removed.files)])
             .number("jobs_removed", [Some(jobs as u64)])
-            .number("bytes", [Some(bytes)])
+            .number("bytes", [Some(removed.bytes)])
             .text("kept", [kept])
             .seconds("elapsed_seconds", [started.elapsed()])
             .frame(self)

@@ -4,6 +4,7 @@ mod alter_table;
 mod changes;
 mod general;
 mod hidden_columns;
+mod jobs;
 mod planned;
 mod refresh_column;
 mod robust;
@@ -18,7 +19,8 @@ use crate::ErrorKind;
 use crate::database::name::Version;
 use crate::sql::statement::{
     AlterAction, AlterTable, ColumnDefinition, CreateTable, CreateTag, CreateView, Delete, Drop,
-    DropTag, Insert, OptionValue, RefreshColumn, RefreshScope, Show, Update, Vacuum,
+    DropTag, Insert, JobObject, JobStatement, OptionValue, RefreshColumn, RefreshScope, Show,
+    Update, Vacuum,
 };
 
 /// Reads one statement, as it is and with its keywords in the other case.
