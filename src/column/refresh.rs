@@ -53,7 +53,8 @@ pub struct Settings {
     pub fixed_batches: bool,
     /// Fragments that are committed together, 0 for all; `None` for [`COMMIT_EVERY`].
     pub commit_every: Option<usize>,
-    /// How long a written fragment waits for its commit; `None` for [`COMMIT_INTERVAL`].
+    /// How long a written fragment waits for its commit; `None` for [`COMMIT_INTERVAL`], or for
+    /// the end if all are committed together.
     pub commit_interval: Option<Duration>,
     /// How much computing may be lost; `None` for [`CHECKPOINT_INTERVAL`].
     pub checkpoint_interval: Option<Duration>,

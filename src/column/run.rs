@@ -896,14 +896,20 @@ impl Flight<'_> {
 
     /// When something is to be done next.
     fn next_due(&self) -> Option<Instant> {
-        let commit = (!self.done.is_empty()).then(|| self.committed_at + self.commit_interval());
+        let interval = self.commit_interval().filter(|_| !self.done.is_empty());
+        let commit = interval.map(|interval| self.committed_at + interval);
         let record = self.unrecorded_since.map(|since| since + UNRECORDED);
         [commit, record].into_iter().flatten().min()
     }
 
-    fn commit_interval(&self) -> Duration {
-        let interval = self.run.settings().commit_interval;
-        interval.unwrap_or(COMMIT_INTERVAL)
+    /// `None` if all is to be committed at once, and nobody said how long that may take.
+    fn commit_interval(&self) -> Option<Duration> {
+        let settings = self.run.settings();
+        match (settings.commit_interval, settings.commit_every) {
+            (Some(interval), _) => Some(interval),
+            (None, Some(0)) => None,
+            (None, _) => Some(COMMIT_INTERVAL),
+        }
     }
 
     async fn do_what_is_due(&mut self) -> Result<()> {
@@ -911,7 +917,8 @@ impl Flight<'_> {
             0 => usize::MAX,
             every => every,
         };
-        let late = self.committed_at.elapsed() >= self.commit_interval();
+        let interval = self.commit_interval();
+        let late = interval.is_some_and(|interval| self.committed_at.elapsed() >= interval);
         if self.done.len() >= every || (late && !self.done.is_empty()) {
             self.commit().await?;
         }
