@@ -172,7 +172,7 @@ mod tests {
             figures: Figures {
                 rows_planned: 10_000,
                 rows_computed: 2_000,
-                rows_reused: 500,
+                rows_reused: 600,
                 fragments_planned: 4,
                 fragments_written: 1,
                 ..Figures::default()
@@ -206,10 +206,10 @@ mod tests {
         progress.update(Some(&job()));
         let state = progress.lock().unwrap();
         let bar = state.bar.as_ref().unwrap();
-        assert_eq!((bar.position(), bar.length()), (2_500, Some(10_000)));
+        assert_eq!((bar.position(), bar.length()), (2_600, Some(10_000)));
         assert_eq!(
             bar.message(),
-            "2,500 of 10,000 rows, 200 rows/s, 1 of 4 fragments, 37 seconds left"
+            "2,600 of 10,000 rows, 200 rows/s, 1 of 4 fragments, 37 seconds left"
         );
     }
 

@@ -17,6 +17,23 @@ use crate::job::system::{error_rows, event_rows, job_rows};
 use crate::sql::statement::{JobObject, JobStatement};
 use crate::{Error, ErrorKind, Result};
 
+/// The columns of SHOW JOBS.
+const SHOWN: [&str; 13] = [
+    "job_id",
+    "table_name",
+    "columns",
+    "state",
+    "mode",
+    "reason",
+    "rows_computed",
+    "rows_reused",
+    "rows_failed",
+    "rows_pending",
+    "submitted_at",
+    "elapsed_seconds",
+    "message",
+];
+
 /// How often a job of another process is looked at.
 const POLL: Duration = Duration::from_millis(200);
 /// How long a driver has to hear what it is told, and to do it.
@@ -29,7 +46,9 @@ impl Executor {
             JobStatement::Jobs { of, limit } => {
                 let mut jobs = self.jobs_of(of.as_ref()).await?;
                 jobs.truncate(limit.unwrap_or(usize::MAX));
-                self.listing(job_rows(&jobs, ledger.now())?)
+                let rows = job_rows(&jobs, ledger.now())?;
+                // What fits a screen; DESCRIBE JOB and system.jobs have the rest.
+                Ok(self.listing(rows)?.select_columns(&SHOWN)?)
             }
             JobStatement::Events(id) => {
                 ledger.job(&id).await?;
