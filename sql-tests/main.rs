@@ -7,6 +7,7 @@
 
 mod conflicts;
 mod crash;
+mod faults;
 mod functions;
 mod harness;
 mod opening;
@@ -34,6 +35,7 @@ fn trials() -> Vec<Trial> {
         harness::checks::trials(),
         conflicts::trials(),
         crash::trials(),
+        faults::trials(),
         opening::trials(),
         property::trials(),
         pylance::trials(),

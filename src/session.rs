@@ -17,6 +17,7 @@ use datafusion::logical_expr::ScalarUDF;
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
 use datafusion_cli::catalog::DynamicObjectStoreCatalog;
 use datafusion_session::SessionStore;
+use lance_io::object_store::WrappingObjectStore;
 
 use crate::column::system_tables;
 use crate::database::blob::blob_functions;
@@ -30,7 +31,7 @@ use crate::sql::execute::Executor;
 use crate::sql::parse;
 use crate::sql::statement::Statement;
 use crate::sql::types::TypeNames;
-use crate::storage::{Root, open};
+use crate::storage::{Root, StoreSettings, open};
 use crate::{Error, Result};
 
 /// A database that is open: a DataFusion context whose catalog is the database
@@ -46,6 +47,7 @@ pub struct HeadwaterBuilder {
     context: Option<SessionContext>,
     functions: Vec<ScalarUDF>,
     storage_options: HashMap<String, String>,
+    store_wrapper: Option<Arc<dyn WrappingObjectStore>>,
     clock: Arc<dyn Clock>,
 }
 
@@ -65,6 +67,7 @@ impl Default for HeadwaterBuilder {
             context: None,
             functions: Vec::new(),
             storage_options: HashMap::new(),
+            store_wrapper: None,
             clock: Arc::new(SystemClock),
         }
     }
@@ -156,6 +159,14 @@ impl HeadwaterBuilder {
         self
     }
 
+    /// Puts a layer around each object store that holds tables or Headwater's own files: to trace, to
+    /// throttle, or to test what happens when a store fails. Lance reads and writes the data files of a database
+    /// in a local folder past it; `file-object-store:///folder` sends them through it, too.
+    pub fn store_wrapper(mut self, wrapper: Arc<dyn WrappingObjectStore>) -> Self {
+        self.store_wrapper = Some(wrapper);
+        self
+    }
+
     /// What tells the time of day that jobs write down; the machine's clock if nothing is said.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
@@ -168,7 +179,8 @@ impl HeadwaterBuilder {
     ///
     /// If the URL can't be understood, or the place can't be read.
     pub async fn build(self) -> Result<Headwater> {
-        let root = Root::open(&self.url, self.storage_options).await?;
+        let settings = StoreSettings::new(self.storage_options, self.store_wrapper);
+        let root = Root::open(&self.url, settings).await?;
         let database = Arc::new(Database::new(root));
         let given = self.context.unwrap_or_else(|| {
             let mut config = SessionConfig::new();
@@ -207,7 +219,7 @@ impl HeadwaterBuilder {
         let state = context.state_weak_ref();
         database.attach(
             Box::new(move || state.upgrade().map(|state| state.read().clone())),
-            file_schema(&context, database.root().options().clone())?,
+            file_schema(&context, database.root().settings().clone())?,
         );
         let jobs = Jobs::new(Ledger::new(database, self.clock));
         Ok(Headwater {
@@ -220,11 +232,11 @@ impl HeadwaterBuilder {
 /// registers object stores when a URL names one.
 fn file_schema(
     context: &SessionContext,
-    options: HashMap<String, String>,
+    settings: StoreSettings,
 ) -> Result<Arc<dyn SchemaProvider>> {
     let files = Arc::new(FileTables {
         listing: DynamicListTableFactory::new(SessionStore::new()),
-        options,
+        settings,
     });
     files
         .listing
@@ -246,7 +258,7 @@ fn file_schema(
 #[derive(Debug)]
 struct FileTables {
     listing: DynamicListTableFactory,
-    options: HashMap<String, String>,
+    settings: StoreSettings,
 }
 
 #[async_trait]
@@ -254,7 +266,7 @@ impl UrlTableFactory for FileTables {
     async fn try_new(&self, url: &str) -> DataFusionResult<Option<Arc<dyn TableProvider>>> {
         let path = url.trim_end_matches('/');
         if path.ends_with(".lance") {
-            let dataset = open(path, None, &self.options, None).await?;
+            let dataset = open(path, None, &self.settings, None).await?;
             let table = LanceTable::new(path.to_string(), Arc::new(dataset), false);
             return Ok(Some(Arc::new(table)));
         }

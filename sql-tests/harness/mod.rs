@@ -2,6 +2,7 @@
 //!
 //! - [`files`] finds the files and makes a trial of each,
 //! - [`database`] is the database as sqllogictest sees it,
+//! - [`faults`] makes a store fail, answer slowly, and be full, and sets clocks,
 //! - [`command`] are the lines that begin with a backslash: what a test does besides SQL,
 //! - [`foreign`] changes tables as other Lance programs do,
 //! - [`render`] turns results into text, [`normalize`] takes out of it what differs from
@@ -13,6 +14,7 @@
 pub mod checks;
 pub mod command;
 pub mod database;
+pub mod faults;
 pub mod files;
 pub mod foreign;
 pub mod normalize;

@@ -9,7 +9,7 @@
 //! state says that the values reflect the version that was read, so the next refresh finds the
 //! change.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Instant;
 
 use lance::Dataset;
@@ -23,11 +23,11 @@ use crate::database::definition::ComputedColumn;
 use crate::delta::VersionStamp;
 use crate::job::counters::{Count, Phase};
 use crate::job::driver::Driver;
-use crate::storage::column_file::{commit_column_files, file_exists, files_that_fit};
+use crate::storage::column_file::{commit_column_files, file_exists, files_that_fit, has_file};
 use crate::storage::fragments::{all_live_ids, live_ids};
 use crate::storage::properties::{COLUMN_STATE, COMPUTED_ROWS, JOB};
 use crate::storage::version::operation_name;
-use crate::storage::{Properties, RowSet, storage_error, with_retries};
+use crate::storage::{Properties, RowSet, storage_error, with_retries_until_known};
 use crate::{Error, ErrorKind, Result};
 
 /// Bytes of an encoded set of rows up to which it is written with the commit itself.
@@ -126,7 +126,7 @@ impl Committer {
         driver.check_claims().await?;
         let started = Instant::now();
         let mut attempts = 0;
-        let attempt = with_retries(|| {
+        let attempt = with_retries_until_known(|| {
             attempts += 1;
             self.attempt(database, driver, pass, &files)
         });
@@ -206,6 +206,14 @@ impl Committer {
         if let Some(why) = self.overtaken(driver, pass, &latest).await? {
             return Ok(Attempt::Overtaken(why));
         }
+        let there = already_there(&latest, files)?;
+        if !there.is_empty() {
+            return Ok(Attempt::Committed {
+                landed: self.landed_by(pass, &latest, files, &there).await?,
+                dataset: Box::new(latest),
+                fitting: there.into_iter().collect(),
+            });
+        }
         let names = pass.column_names();
         let jsons: HashMap<u64, String> = files
             .iter()
@@ -224,19 +232,7 @@ impl Committer {
         if fitting.is_empty() {
             return Ok(Attempt::NothingFits(latest.version().version));
         }
-        let mut landed = vec![RowSet::default(); pass.tasks.len()];
-        for fragment in latest.fragments().iter() {
-            let Some(written) = files
-                .get(&fragment.id)
-                .filter(|_| fitting.contains(&fragment.id))
-            else {
-                continue;
-            };
-            let live = live_ids(table, &latest, fragment).await?;
-            for (landed, rows) in landed.iter_mut().zip(&written.rows) {
-                landed.union_with(&rows.clone().intersection(&live));
-            }
-        }
+        let landed = self.landed_by(pass, &latest, files, &fitting).await?;
         let mut properties = self.states(database, pass, &landed).await?;
         properties.insert(JOB.to_string(), driver.mark());
         let jsons: HashMap<u64, String> = jsons
@@ -249,6 +245,30 @@ impl Committer {
             landed,
             fitting: fitting.into_iter().collect(),
         })
+    }
+
+    /// The rows that land in `latest` with the files of the fragments `fitting`, by column.
+    async fn landed_by(
+        &self,
+        pass: &Pass,
+        latest: &Dataset,
+        files: &BTreeMap<u64, Written>,
+        fitting: &HashSet<u64>,
+    ) -> Result<Vec<RowSet>> {
+        let mut landed = vec![RowSet::default(); pass.tasks.len()];
+        for fragment in latest.fragments().iter() {
+            let Some(written) = files
+                .get(&fragment.id)
+                .filter(|_| fitting.contains(&fragment.id))
+            else {
+                continue;
+            };
+            let live = live_ids(&pass.table.name, latest, fragment).await?;
+            for (landed, rows) in landed.iter_mut().zip(&written.rows) {
+                landed.union_with(&rows.clone().intersection(&live));
+            }
+        }
+        Ok(landed)
     }
 
     /// Whether others have refreshed one of the columns since, or put an older version in place.
@@ -337,6 +357,20 @@ impl Committer {
             None => error,
         }
     }
+}
+
+/// The fragments of `latest` that have their file already: an earlier attempt has landed, and the answer was
+/// lost. Another one would not fit, and its rows would count as pending.
+fn already_there(latest: &Dataset, files: &BTreeMap<u64, Written>) -> Result<HashSet<u64>> {
+    let mut there = HashSet::new();
+    for fragment in latest.fragments().iter() {
+        if let Some(written) = files.get(&fragment.id)
+            && has_file(fragment, &written.file)?
+        {
+            there.insert(fragment.id);
+        }
+    }
+    Ok(there)
 }
 
 /// Fails if a column was dropped or got another definition since the pass was planned: its values

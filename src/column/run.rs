@@ -41,7 +41,7 @@ use crate::storage::column_file::{SplitFile, files_that_fit};
 use crate::storage::fragments::{all_live_ids, live_ids};
 use crate::storage::properties::{COLUMN_STATE, COMPUTED_ROWS, JOB};
 use crate::storage::{RowSet, pin, storage_error};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// How often a pass is laid out anew because others changed the table meanwhile.
 const ROUNDS: usize = 5;
@@ -297,8 +297,10 @@ impl Run {
             let database = &self.environment.database;
             discard_all(database, &self.request.table, self.driver.id()).await?;
         }
-        // Failing at it makes the next refresh dearer, not this one wrong.
-        if let Err(error) = self.keep_versions().await {
+        // Failing at it makes the next refresh dearer, not this one wrong. A store that is away or full does
+        // not get better by it.
+        let is_store_ill = matches!(&result, Err(error) if error.kind() == ErrorKind::Storage);
+        if !is_store_ill && let Err(error) = self.keep_versions().await {
             log::warn!("job '{}': {error}", self.driver.id());
         }
         let Self {

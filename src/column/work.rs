@@ -14,7 +14,7 @@ use crate::database::Database;
 use crate::job::counters::{Count, Counters, Phase};
 use crate::job::driver::stop_error;
 use crate::job::ledger::Ledger;
-use crate::job::signal::{Signal, Signaller};
+use crate::job::signal::{Signal, Signaller, Stop};
 use crate::storage::RowSet;
 use crate::storage::fragments::ids_of_addresses;
 use crate::{Error, Result};
@@ -199,7 +199,9 @@ impl Checkpointer {
         if self.work.signal.now() == Signal::Run {
             return Ok(());
         }
-        if self.time > NEGLIGIBLE {
+        // Whoever has taken over does not look for it any more.
+        let is_superseded = self.work.signal.now() == Signal::Stop(Stop::Superseded);
+        if self.time > NEGLIGIBLE && !is_superseded {
             self.write(fragment).await?;
         }
         let work = Arc::clone(&self.work);

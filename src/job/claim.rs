@@ -9,7 +9,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::ledger::{JobFiles, Ledger, json};
+use super::driven::is_driver;
+use super::ledger::{JobFiles, Ledger, json, last_state};
 use super::process::Process;
 use crate::{Error, ErrorKind, Result};
 
@@ -28,6 +29,12 @@ pub struct Claim {
 struct Claimant {
     job: String,
     driver: Process,
+    /// Tells the driver from others of the same job.
+    #[serde(default)]
+    token: String,
+    /// When, in milliseconds since 1970, UTC, by the driver's clock.
+    #[serde(default)]
+    at: i64,
 }
 
 /// What came of trying to claim objects.
@@ -41,15 +48,29 @@ pub enum Claimed {
 
 impl Ledger {
     /// Claims `objects` for `job`, all or none.
-    pub async fn claim(&self, objects: &[String], job: &str, driver: &Process) -> Result<Claimed> {
+    pub(super) async fn claim(
+        &self,
+        objects: &[String],
+        job: &str,
+        driver: &Process,
+        token: &str,
+    ) -> Result<Claimed> {
+        let claimant = Claimant {
+            job: job.to_string(),
+            driver: driver.clone(),
+            token: token.to_string(),
+            at: self.now(),
+        };
         // In one order, so that of two that want the same objects one gets them all.
         let mut sorted = objects.to_vec();
         sorted.sort();
         sorted.dedup();
         let mut claims = Vec::with_capacity(sorted.len());
         let mut interrupted: Vec<JobFiles> = Vec::new();
+        // Tokens of drivers that were watched and did not beat.
+        let mut dead: Vec<String> = Vec::new();
         for object in sorted {
-            match self.claim_one(&object, job, driver).await? {
+            match self.claim_one(&object, &claimant, &mut dead).await? {
                 Ok((claim, before)) => {
                     claims.push(claim);
                     let before = before.filter(|files| {
@@ -72,13 +93,10 @@ impl Ledger {
     async fn claim_one(
         &self,
         object: &str,
-        job: &str,
-        driver: &Process,
+        claimant: &Claimant,
+        dead: &mut Vec<String>,
     ) -> Result<std::result::Result<(Claim, Option<JobFiles>), JobFiles>> {
-        let claimant = json(&Claimant {
-            job: job.to_string(),
-            driver: driver.clone(),
-        })?;
+        let content = json(claimant)?;
         for _ in 0..ATTEMPTS {
             let numbers = self.claim_numbers(object).await?;
             let newest = numbers.last().copied();
@@ -86,21 +104,27 @@ impl Ledger {
             if let Some(number) = newest {
                 let path = path(object, number);
                 let held: Option<Claimant> = self.read_json(&path).await?;
+                if held.as_ref() == Some(claimant) {
+                    // The answer to an earlier attempt was lost.
+                    let object = object.to_string();
+                    return Ok(Ok((Claim { object, number }, None)));
+                }
                 if let Some(held) = held
                     && let Some(files) = self.read(&held.job).await?
                 {
-                    let ours = held.job == job && held.driver == *driver;
-                    if self.is_alive(&files) && !ours {
+                    if self.is_at_work(&held, &files, dead).await? {
                         return Ok(Err(files));
                     }
-                    let ended = super::ledger::last_state(&files.events).is_final();
-                    before = (!ended && held.job != job).then_some(files);
+                    // It may have ended while it was watched.
+                    before = self.read(&held.job).await?.filter(|files| {
+                        held.job != claimant.job && !last_state(&files.events).is_final()
+                    });
                 }
             }
             let number = newest.map_or(1, |number| number.saturating_add(1));
             if self
                 .root()
-                .create_own(&path(object, number), claimant.clone())
+                .create_own(&path(object, number), content.clone())
                 .await?
             {
                 for number in numbers {
@@ -119,6 +143,38 @@ impl Ledger {
             format!("too many processes want to refresh '{object}' at once"),
         )
         .with_hint("run the statement again"))
+    }
+
+    /// Whether the driver that claimed something last is at work. If in doubt, it is watched for some
+    /// seconds; once for all that it has claimed.
+    async fn is_at_work(
+        &self,
+        held: &Claimant,
+        files: &JobFiles,
+        dead: &mut Vec<String>,
+    ) -> Result<bool> {
+        if last_state(&files.events).is_final() || held.driver.is_gone() {
+            return Ok(false);
+        }
+        if held.driver.is_this() {
+            return Ok(is_driver(&held.token));
+        }
+        // It claims before it beats.
+        let at = match &files.heartbeat {
+            Some(heartbeat) if heartbeat.driver == held.driver => heartbeat.at,
+            _ => held.at,
+        };
+        if self.is_recent(at) {
+            return Ok(true);
+        }
+        if dead.contains(&held.token) {
+            return Ok(false);
+        }
+        let beats = self.beats(&files.record.id).await?;
+        if !beats {
+            dead.push(held.token.clone());
+        }
+        Ok(beats)
     }
 
     /// Whether no other driver has claimed one of these objects since.

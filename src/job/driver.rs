@@ -8,6 +8,7 @@ use tokio::task::JoinHandle;
 
 use super::claim::{Claim, Claimed};
 use super::counters::Counters;
+use super::driven::Driven;
 use super::ledger::{JobFiles, Ledger, last_state};
 use super::process::Process;
 use super::record::{Control, Event, Heartbeat, JobRecord, JobState};
@@ -16,6 +17,8 @@ use crate::{Error, ErrorKind, Result};
 
 /// How often a driver looks whether it is told something.
 const CONTROL_INTERVAL: Duration = Duration::from_secs(1);
+/// A look that comes so long after the one before is late.
+const LATE: Duration = Duration::from_secs(5);
 /// It shows that it lives at every so many looks.
 const LOOKS_PER_BEAT: u64 = 5;
 
@@ -52,8 +55,7 @@ pub struct Driver {
     process: Process,
     claims: Vec<Claim>,
     resumed: bool,
-    /// Tells this driver from others of the same job.
-    token: String,
+    driven: Driven,
     counters: Arc<Counters>,
     signal: Signaller,
     keeper: Option<JoinHandle<()>>,
@@ -80,8 +82,11 @@ impl Driver {
         let process = Process::current();
         let interrupted = find_interrupted(ledger, &request.statement, &request.table).await?;
         let resumed = interrupted.is_some();
-        let record = match interrupted {
-            Some(files) => files.record,
+        let (record, driven) = match interrupted {
+            Some(files) => {
+                let driven = Driven::new(&files.record.id);
+                (files.record, driven)
+            }
             None => {
                 let record = JobRecord {
                     id: ledger.new_id(),
@@ -98,11 +103,14 @@ impl Driver {
                     engine: "local".to_string(),
                 };
                 // Before it claims anything: a claim of a job that is not there counts for nothing.
+                let driven = Driven::new(&record.id);
                 ledger.create(&record).await?;
-                record
+                (record, driven)
             }
         };
-        let claimed = ledger.claim(&request.objects, &record.id, &process).await;
+        let claimed = ledger
+            .claim(&request.objects, &record.id, &process, driven.token())
+            .await;
         let (claims, before) = match claimed {
             Ok(Claimed::Held(claims, before)) => (claims, before),
             Ok(Claimed::Busy(files)) => {
@@ -113,7 +121,8 @@ impl Driver {
             }
             Err(error) => {
                 if !resumed {
-                    ledger.remove(&record.id).await?;
+                    // The error itself matters more.
+                    let _ = ledger.remove(&record.id).await;
                 }
                 return Err(error);
             }
@@ -143,7 +152,7 @@ impl Driver {
             process,
             claims,
             resumed,
-            token: uuid::Uuid::new_v4().simple().to_string(),
+            driven,
             counters: Arc::default(),
             signal,
             keeper: None,
@@ -187,7 +196,7 @@ impl Driver {
 
     /// What its commits are marked with: the job and this driver of it.
     pub fn mark(&self) -> String {
-        format!("{}/{}", self.record.id, self.token)
+        format!("{}/{}", self.record.id, self.driven.token())
     }
 
     /// What was asked.
@@ -253,13 +262,15 @@ impl Driver {
         if let Some(keeper) = self.keeper.take() {
             keeper.abort();
         }
+        // Whoever took over writes down the end. If that can't be found out, neither can anything be written.
+        if !self.ledger.holds(&self.claims).await? {
+            return Ok(());
+        }
         let (event, message, state) = match ending {
             Ending::Done(message) => ("done", message, JobState::Done),
             Ending::Stopped(Stop::OutOfTime) => {
                 ("done", "max_seconds are over".to_string(), JobState::Done)
             }
-            // Whoever took over writes down the end.
-            Ending::Stopped(Stop::Superseded) => return Ok(()),
             Ending::Stopped(stop) => {
                 let error = stop_error(stop, self.id());
                 (
@@ -384,10 +395,14 @@ impl Keeper {
     async fn keep(self) {
         let mut looks: u64 = 0;
         let mut state = JobState::Running;
+        let mut last_look = Instant::now();
         loop {
             tokio::time::sleep(self.until_next_look()).await;
             looks += 1;
             let now = Instant::now();
+            // The process was stopped, or could not get on: another one may have taken over.
+            let is_late = now.duration_since(last_look) > LATE;
+            last_look = now;
             for (deadline, stop) in self.deadlines.iter().flatten() {
                 if now >= *deadline {
                     self.signal.tell(Signal::Stop(*stop));
@@ -397,7 +412,7 @@ impl Keeper {
             if let Ok(controls) = self.ledger.controls(&self.id).await {
                 self.obey(&controls, &mut state).await;
             }
-            if looks % LOOKS_PER_BEAT == 1 {
+            if is_late || looks % LOOKS_PER_BEAT == 1 {
                 if let Ok(false) = self.ledger.holds(&self.claims).await {
                     self.signal.tell(Signal::Stop(Stop::Superseded));
                     return;

@@ -17,12 +17,14 @@
 //! going on.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::clock::Clock;
 use super::counters::Figures;
+use super::driven::is_driven;
 use super::process::Process;
 use super::record::{Control, Event, Heartbeat, JobRecord, JobState, JobSummary, RowError};
 use crate::database::Database;
@@ -31,6 +33,10 @@ use crate::{Error, ErrorKind, Result};
 
 /// How old a heartbeat is when its driver is taken for dead.
 pub const DEAD_AFTER_MILLIS: i64 = 30_000;
+
+/// How long a job is watched whose heartbeat is old: somewhat longer than from one beat to the next.
+const WATCH: Duration = Duration::from_millis(6500);
+const WATCH_INTERVAL: Duration = Duration::from_millis(250);
 
 /// How often one of several writers tries to get the next number before it gives up.
 const NUMBERING_ATTEMPTS: usize = 100;
@@ -90,10 +96,15 @@ impl Ledger {
             .await?;
         let made = root
             .create_own(&file(&record.id, "job.json"), json(record)?)
-            .await?;
+            .await;
         match made {
-            true => Ok(()),
-            false => Err(Error::internal(format!("job '{}' is there", record.id))),
+            Ok(true) => Ok(()),
+            Err(error) => {
+                // The error itself matters more.
+                let _ = self.retire(&record.id).await;
+                Err(error)
+            }
+            Ok(false) => Err(Error::internal(format!("job '{}' is there", record.id))),
         }
     }
 
@@ -253,8 +264,30 @@ impl Ledger {
             Some(heartbeat) => (heartbeat.at, &heartbeat.driver),
             None => (files.record.submitted_at, &files.record.submitted_by),
         };
-        // A clock that was set back must not keep a dead driver alive for ever.
-        !driver.is_gone() && (self.now() - at).abs() < DEAD_AFTER_MILLIS
+        match driver.is_this() {
+            true => is_driven(&files.record.id),
+            false => !driver.is_gone() && self.is_recent(at),
+        }
+    }
+
+    /// Whether a sign of life is not old. One from the future is: a clock was set back, or is another
+    /// machine's, and nobody may seem alive for ever because of that.
+    pub(super) fn is_recent(&self, at: i64) -> bool {
+        (self.now() - at).abs() < DEAD_AFTER_MILLIS
+    }
+
+    /// Watches a job whose last sign of life is old for as long as it takes to see a live driver beat:
+    /// clocks differ.
+    pub(super) async fn beats(&self, id: &str) -> Result<bool> {
+        let before = self.heartbeat(id).await?;
+        let started = Instant::now();
+        while started.elapsed() < WATCH {
+            tokio::time::sleep(WATCH_INTERVAL).await;
+            if self.heartbeat(id).await? != before {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// All that a listing says of a job.

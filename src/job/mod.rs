@@ -7,6 +7,7 @@
 pub mod claim;
 pub mod clock;
 pub mod counters;
+mod driven;
 pub mod driver;
 pub mod history;
 pub mod jobs;

@@ -38,6 +38,11 @@ impl Process {
         }
     }
 
+    /// Whether it is this process.
+    pub fn is_this(&self) -> bool {
+        self.pid == std::process::id() && *self == Self::current()
+    }
+
     /// Whether it is known to be gone: it ran on this machine, and runs no more. Nothing can be
     /// said of a process of another machine.
     pub fn is_gone(&self) -> bool {

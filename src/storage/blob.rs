@@ -32,6 +32,7 @@ use lance_core::datatypes::{BLOB_V2_LOGICAL_MINIMAL_FIELDS, BlobKind};
 use super::open;
 use super::open::{storage_error, table_name};
 use super::scan::DEFAULT_BATCH_BYTES;
+use super::store::StoreSettings;
 use crate::{Error, ErrorKind, Result};
 
 #[cfg(test)]
@@ -326,7 +327,7 @@ pub struct Part {
 
 /// Reads the bytes of blobs from their descriptors.
 pub struct BlobReader {
-    options: HashMap<String, String>,
+    settings: StoreSettings,
     state: Mutex<State>,
 }
 
@@ -344,11 +345,11 @@ impl fmt::Debug for BlobReader {
 }
 
 impl BlobReader {
-    /// Reads with these options of the object store.
-    pub fn new(options: HashMap<String, String>, session: Arc<Session>) -> Self {
+    /// Reads from stores that are opened with `settings`.
+    pub fn new(settings: StoreSettings, session: Arc<Session>) -> Self {
         let open = VecDeque::new();
         Self {
-            options,
+            settings,
             state: Mutex::new(State { session, open }),
         }
     }
@@ -379,7 +380,7 @@ impl BlobReader {
         let dataset = open(
             &source.uri,
             Some(source.version),
-            &self.options,
+            &self.settings,
             Some(session),
         )
         .await?;

@@ -13,6 +13,7 @@ use backon::{ExponentialBuilder, Retryable};
 use lance::Dataset;
 use lance::dataset::CommitBuilder;
 use lance::dataset::transaction::{Operation, TransactionBuilder};
+use lance_core::error::CommitStatusUnknownError;
 use lance_select::RowAddrTreeMap;
 
 use super::storage_error;
@@ -78,6 +79,44 @@ where
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<T>>,
 {
+    retried(attempt, |error| error.kind() == ErrorKind::Conflict).await
+}
+
+/// As [`with_retries`], for an `attempt` that finds out whether an earlier one has landed after all: it
+/// is also run again if the store did not say what became of the commit.
+pub async fn with_retries_until_known<T, F, Fut>(attempt: F) -> Result<T>
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<T>>,
+{
+    retried(attempt, |error| {
+        error.kind() == ErrorKind::Conflict || is_of_unknown_outcome(error)
+    })
+    .await
+}
+
+fn is_of_unknown_outcome(error: &Error) -> bool {
+    use std::error::Error as _;
+
+    let lance = error.source().and_then(|source| source.downcast_ref());
+    lance.and_then(unknown_version).is_some()
+}
+
+/// The version of which the store did not say whether it was committed, if that is the error.
+pub(super) fn unknown_version(error: &lance::Error) -> Option<u64> {
+    match error.find_root() {
+        lance::Error::Wrapped { error, .. } => error
+            .downcast_ref::<CommitStatusUnknownError>()
+            .map(CommitStatusUnknownError::version),
+        _ => None,
+    }
+}
+
+async fn retried<T, F, Fut>(attempt: F, again: impl FnMut(&Error) -> bool) -> Result<T>
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<T>>,
+{
     attempt
         .retry(
             ExponentialBuilder::default()
@@ -86,6 +125,6 @@ where
                 .with_max_times(MAX_ATTEMPTS)
                 .with_jitter(),
         )
-        .when(|error: &Error| error.kind() == ErrorKind::Conflict)
+        .when(again)
         .await
 }

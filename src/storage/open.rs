@@ -5,7 +5,6 @@
 //! to blame, and so that callers can match on the kind.
 
 use std::any::Any;
-use std::collections::HashMap;
 use std::error::Error as StdError;
 use std::io;
 use std::panic::AssertUnwindSafe;
@@ -18,12 +17,13 @@ use lance::dataset::builder::DatasetBuilder;
 use lance::session::Session;
 use regex::Regex;
 
+use super::commit::unknown_version;
+use super::store::StoreSettings;
 use crate::{Error, ErrorKind, Result};
 
 /// Opens the table at `uri`, at `version` or at its newest one.
 ///
-/// `options` are those of the object store, as Lance names them. With a
-/// `session`, metadata and indexes that it has cached are not read again.
+/// `settings` are those of the object store. With a `session`, metadata and indexes that it has cached are not read again.
 ///
 /// # Errors
 ///
@@ -33,15 +33,12 @@ use crate::{Error, ErrorKind, Result};
 pub async fn open(
     uri: &str,
     version: Option<u64>,
-    options: &HashMap<String, String>,
+    settings: &StoreSettings,
     session: Option<Arc<Session>>,
 ) -> Result<Dataset> {
-    let mut builder = DatasetBuilder::from_uri(uri);
+    let mut builder = DatasetBuilder::from_uri(uri).with_store_params(settings.params(uri));
     if let Some(version) = version {
         builder = builder.with_version(version);
-    }
-    if !options.is_empty() {
-        builder = builder.with_storage_options(options.clone());
     }
     if let Some(session) = session {
         builder = builder.with_session(session);
@@ -113,6 +110,16 @@ pub fn storage_error(table: &str, error: lance::Error) -> Error {
         other => other,
     };
     let root = error.find_root();
+    if let Some(version) = unknown_version(root) {
+        let message = format!(
+            "table '{table}': the store did not say whether version {version} was committed: {root}"
+        );
+        return Error::new(ErrorKind::Storage, tidy(&message))
+            .with_hint(format!(
+                "SHOW VERSIONS FROM {table} says what was committed"
+            ))
+            .with_source(error);
+    }
     let mut hint = None;
     let (kind, message) = match root {
         Lance::DatasetNotFound { path, .. } => (
@@ -132,7 +139,9 @@ pub fn storage_error(table: &str, error: lance::Error) -> Error {
                 format!("table '{table}': the file '{path}' is corrupt: {source}"),
             )
         }
-        Lance::NotSupported { source, .. } if source.to_string().contains("ersion of Lance") => {
+        Lance::NotSupported { source, .. } | Lance::InvalidInput { source, .. }
+            if is_newer_format(&source.to_string()) =>
+        {
             hint = Some(NEWER_FORMAT);
             (
                 ErrorKind::Storage,
@@ -194,6 +203,12 @@ pub fn storage_error(table: &str, error: lance::Error) -> Error {
     }
 }
 
+/// Whether Lance says by `message` that a table needs a newer one: because of a feature flag of the table, or
+/// because of the version of its files.
+fn is_newer_format(message: &str) -> bool {
+    message.contains("ersion of Lance") || message.contains("Unknown Lance storage version")
+}
+
 /// As [`storage_error`], for an error that DataFusion handed on from Lance.
 pub(super) fn query_error(table: &str, error: DataFusionError) -> Error {
     match error {
@@ -238,7 +253,7 @@ fn external(table: &str, source: Box<dyn StdError + Send + Sync>) -> Error {
 
 /// Looks below `error` for what the store said: the file and the reason, and the
 /// mend.
-fn blame(error: &(dyn StdError + 'static)) -> Option<(String, Option<&'static str>)> {
+pub(super) fn blame(error: &(dyn StdError + 'static)) -> Option<(String, Option<&'static str>)> {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(lance::Error::NotFound { uri, .. }) = error.downcast_ref() {
@@ -271,7 +286,7 @@ fn blame(error: &(dyn StdError + 'static)) -> Option<(String, Option<&'static st
                     Some("check who owns the files of the table, and their rights")
                 }
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                    Some("free some space and run the statement again; nothing was changed")
+                    Some("free some space and run the statement again; nothing is half done")
                 }
                 io::ErrorKind::NotADirectory => {
                     Some("a table is a folder, and so is the database it is in")
@@ -325,16 +340,22 @@ mod tests {
     }
 
     async fn failure(uri: &str, version: Option<u64>) -> Error {
-        open(uri, version, &HashMap::new(), None).await.unwrap_err()
+        open(uri, version, &StoreSettings::default(), None)
+            .await
+            .unwrap_err()
     }
 
     #[tokio::test]
     async fn a_table_opens_at_its_newest_or_at_a_given_version() {
         let (_folder, uri) = table().await;
-        let newest = open(&uri, None, &HashMap::new(), None).await.unwrap();
+        let newest = open(&uri, None, &StoreSettings::default(), None)
+            .await
+            .unwrap();
         assert_eq!(newest.manifest().version, 2);
         let session = Some(newest.session());
-        let older = open(&uri, Some(1), &HashMap::new(), session).await.unwrap();
+        let older = open(&uri, Some(1), &StoreSettings::default(), session)
+            .await
+            .unwrap();
         assert_eq!(older.manifest().version, 1);
     }
 

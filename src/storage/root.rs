@@ -3,7 +3,6 @@
 //! Tables are folders `<name>.lance` directly below the root, as LanceDB lays
 //! them out; Headwater's own files are below `_headwater/`.
 
-use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
@@ -11,12 +10,14 @@ use futures::TryStreamExt;
 use lance::Dataset;
 use lance::io::ObjectStore;
 use lance::session::Session;
-use lance_io::object_store::{ObjectStoreParams, StorageOptionsAccessor};
 use object_store::path::Path;
 use object_store::{Error as StoreError, ObjectStoreExt};
 
 use super::blob::BlobReader;
 use super::open;
+use super::open::blame;
+use super::patience::patiently;
+use super::store::StoreSettings;
 use crate::{Error, ErrorKind, Result};
 
 const TABLE_SUFFIX: &str = ".lance";
@@ -42,7 +43,7 @@ pub struct OwnFile {
 /// A place that holds a database: a local folder or a prefix of an object store.
 pub struct Root {
     url: String,
-    options: HashMap<String, String>,
+    settings: StoreSettings,
     store: Arc<ObjectStore>,
     base: Path,
     session: RwLock<Arc<Session>>,
@@ -57,20 +58,15 @@ impl std::fmt::Debug for Root {
 }
 
 impl Root {
-    /// Opens the root at `url` (a folder, or a URL with a scheme) with the object
-    /// store's `options`. Nothing is created or read yet.
+    /// Opens the root at `url` (a folder, or a URL with a scheme). Nothing is created or read yet.
     ///
     /// # Errors
     ///
     /// If the URL can't be understood, or is a file.
-    pub async fn open(url: &str, options: HashMap<String, String>) -> Result<Self> {
+    pub async fn open(url: &str, settings: StoreSettings) -> Result<Self> {
         let url = absolute(url)?;
         let session = new_session();
-        let parameters = ObjectStoreParams {
-            storage_options_accessor: (!options.is_empty())
-                .then(|| Arc::new(StorageOptionsAccessor::with_static_options(options.clone()))),
-            ..Default::default()
-        };
+        let parameters = settings.params(&url);
         let (store, base) =
             ObjectStore::from_uri_and_params(session.store_registry(), &url, &parameters)
                 .await
@@ -85,10 +81,10 @@ impl Root {
                     )
                     .with_source(error)
                 })?;
-        let blobs = BlobReader::new(options.clone(), Arc::clone(&session));
+        let blobs = BlobReader::new(settings.clone(), Arc::clone(&session));
         Ok(Self {
             url,
-            options,
+            settings,
             store,
             base,
             session: RwLock::new(session),
@@ -101,9 +97,9 @@ impl Root {
         &self.url
     }
 
-    /// Options of the object store.
-    pub fn options(&self) -> &HashMap<String, String> {
-        &self.options
+    /// How its store, and others that a statement names, are opened.
+    pub fn settings(&self) -> &StoreSettings {
+        &self.settings
     }
 
     /// The Lance session whose caches all tables of this database share.
@@ -139,7 +135,7 @@ impl Root {
         open(
             &self.table_uri(name),
             version,
-            &self.options,
+            &self.settings,
             Some(self.session()),
         )
         .await
@@ -218,9 +214,12 @@ impl Root {
     /// Reads one of Headwater's own files; `None` if it is not there.
     pub async fn read_own(&self, path: &str) -> Result<Option<Bytes>> {
         match self.store.inner.get(&self.own_path(path)).await {
-            Ok(found) => Ok(Some(found.bytes().await.map_err(store_error)?)),
+            Ok(found) => {
+                let bytes = found.bytes().await;
+                Ok(Some(bytes.map_err(|error| own_error(path, error))?))
+            }
             Err(StoreError::NotFound { .. }) => Ok(None),
-            Err(error) => Err(store_error(error)),
+            Err(error) => Err(own_error(path, error)),
         }
     }
 
@@ -235,7 +234,7 @@ impl Root {
         {
             Ok(()) => Ok(true),
             Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => Ok(false),
-            Err(error) => Err(store_error(error)),
+            Err(error) => Err(own_error(path, error)),
         }
     }
 
@@ -246,16 +245,15 @@ impl Root {
             .inner
             .put(&self.own_path(path), content.into())
             .await
-            .map_err(store_error)?;
+            .map_err(|error| own_error(path, error))?;
         Ok(())
     }
 
     /// Removes one of Headwater's own files; it is no error if it is not there.
     pub async fn remove_own(&self, path: &str) -> Result<()> {
-        match self.store.inner.delete(&self.own_path(path)).await {
-            Ok(()) | Err(StoreError::NotFound { .. }) => Ok(()),
-            Err(error) => Err(store_error(error)),
-        }
+        self.remove(&self.own_path(path))
+            .await
+            .map_err(|error| own_error(path, error))
     }
 
     /// Names of Headwater's own files directly below `folder`, sorted.
@@ -271,7 +269,7 @@ impl Root {
         let listing = match self.store.list_with_delimiter(Some(&path)).await {
             Ok(listing) => listing,
             Err(error) if is_not_found(&error) => return Ok(Vec::new()),
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(own_error(folder, error)),
         };
         let mut files: Vec<OwnFile> = listing
             .objects
@@ -305,12 +303,19 @@ impl Root {
         }
         let mut objects = self.store.list(Some(path));
         while let Some(object) = objects.try_next().await? {
-            match self.store.inner.delete(&object.location).await {
-                Ok(()) | Err(StoreError::NotFound { .. }) => {}
-                Err(error) => return Err(store_error(error)),
-            }
+            self.remove(&object.location)
+                .await
+                .map_err(|error| own_error(folder, error))?;
         }
         Ok(())
+    }
+
+    /// Removes a file, which may be gone already.
+    async fn remove(&self, path: &Path) -> Result<(), StoreError> {
+        match patiently(|| async { self.store.inner.delete(path).await }).await {
+            Err(StoreError::NotFound { .. }) => Ok(()),
+            removed => removed,
+        }
     }
 
     /// Removes those of Headwater's own files directly below `folder` whose names begin with `prefix`, also
@@ -365,8 +370,18 @@ fn new_session() -> Arc<Session> {
     ))
 }
 
-fn store_error(error: StoreError) -> Error {
-    Error::new(ErrorKind::Storage, error.to_string()).with_source(error)
+/// The error for one of Headwater's own files or folders.
+fn own_error(path: &str, error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    let (what, mend) = match blame(&error) {
+        Some((what, mend)) => (what, mend),
+        None => (error.to_string(), None),
+    };
+    let ours = Error::new(ErrorKind::Storage, format!("'{OWN_FOLDER}/{path}': {what}"));
+    match mend {
+        Some(mend) => ours.with_hint(mend),
+        None => ours,
+    }
+    .with_source(error)
 }
 
 fn is_not_found(error: &lance::Error) -> bool {

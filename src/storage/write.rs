@@ -12,7 +12,6 @@ use futures::StreamExt;
 use lance::Dataset;
 use lance::dataset::transaction::{Operation, UpdateMode};
 use lance::dataset::{InsertBuilder, WriteMode, WriteParams};
-use lance_io::object_store::{ObjectStoreParams, StorageOptionsAccessor};
 use lance_select::RowAddrTreeMap;
 use lance_table::format::{Fragment, RowIdMeta};
 use lance_table::rowids::{RowIdSequence, write_row_ids};
@@ -39,12 +38,7 @@ fn write_params(root: &Root, mode: WriteMode, properties: Properties) -> WritePa
         auto_cleanup: None,
         skip_auto_cleanup: true,
         session: Some(root.session()),
-        store_params: (!root.options().is_empty()).then(|| ObjectStoreParams {
-            storage_options_accessor: Some(Arc::new(StorageOptionsAccessor::with_static_options(
-                root.options().clone(),
-            ))),
-            ..Default::default()
-        }),
+        store_params: Some(root.settings().params(root.url())),
         transaction_properties: (!properties.is_empty()).then(|| Arc::new(properties)),
         ..Default::default()
     }

@@ -52,7 +52,7 @@ async fn descriptors(dataset: Dataset, columns: &[&str]) -> Vec<RecordBatch> {
 }
 
 fn reader(dataset: &Dataset) -> BlobReader {
-    BlobReader::new(HashMap::new(), dataset.session())
+    BlobReader::new(StoreSettings::default(), dataset.session())
 }
 
 #[tokio::test]
