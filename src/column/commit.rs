@@ -27,7 +27,7 @@ use crate::storage::column_file::{commit_column_files, file_exists, files_that_f
 use crate::storage::fragments::{all_live_ids, live_ids};
 use crate::storage::properties::{COLUMN_STATE, COMPUTED_ROWS, JOB};
 use crate::storage::version::operation_name;
-use crate::storage::{Properties, RowSet, storage_error, with_retries_until_known};
+use crate::storage::{Properties, RowSet, pin, storage_error, with_retries_until_known};
 use crate::{Error, ErrorKind, Result};
 
 /// Bytes of an encoded set of rows up to which it is written with the commit itself.
@@ -54,6 +54,8 @@ pub struct Committer {
     watermark: VersionStamp,
     /// The version up to which others' commits were looked at.
     seen: u64,
+    /// Whether nobody else has changed data since the version that was read.
+    is_alone: bool,
     /// The newest version that is known.
     pub version: u64,
     /// Fragments that have landed.
@@ -70,11 +72,23 @@ pub struct Outcome {
     pub overtaken: Option<String>,
 }
 
+/// What others have done meanwhile.
+enum Others {
+    /// Nothing, or what changes no data.
+    ChangedNothing,
+    /// They changed data.
+    ChangedData,
+    /// What was planned is no longer true; with the reason.
+    Overtook(String),
+}
+
 /// What one attempt comes to.
 enum Attempt {
     Overtaken(String),
     Committed {
         dataset: Box<Dataset>,
+        /// See the fields `seen` and `is_alone` of [`Committer`].
+        looked: (u64, bool),
         landed: Vec<RowSet>,
         fitting: Vec<u64>,
     },
@@ -97,6 +111,7 @@ impl Committer {
             needed,
             watermark: VersionStamp::of(&table.dataset).await?,
             seen: pass.seen,
+            is_alone: pass.seen == table.version(),
             version: table.version(),
             fragments: 0,
         })
@@ -112,13 +127,14 @@ impl Committer {
         self.needed[place].clone().difference(&self.landed[place])
     }
 
-    /// Commits `files`, by fragment.
+    /// Commits `files`, by fragment; `is_last` if no more commits of the pass follow.
     pub async fn commit(
         &mut self,
         database: &Database,
         driver: &Driver,
         pass: &Pass,
         mut files: BTreeMap<u64, Written>,
+        is_last: bool,
     ) -> Result<Outcome> {
         if files.is_empty() {
             return Ok(Outcome::default());
@@ -128,7 +144,7 @@ impl Committer {
         let mut attempts = 0;
         let attempt = with_retries_until_known(|| {
             attempts += 1;
-            self.attempt(database, driver, pass, &files)
+            self.attempt(database, driver, pass, &files, is_last)
         });
         let attempt = match attempt.await {
             Err(error) if error.kind() == ErrorKind::Conflict => {
@@ -138,7 +154,7 @@ impl Committer {
         };
         driver.counters().add(Count::Retries, attempts - 1);
         driver.counters().spent_since(Phase::Committing, started);
-        let (dataset, landed, fitting) = match attempt {
+        let (dataset, looked, landed, fitting) = match attempt {
             Attempt::Overtaken(why) => {
                 return Ok(Outcome {
                     unfit: files,
@@ -154,10 +170,12 @@ impl Committer {
             }
             Attempt::Committed {
                 dataset,
+                looked,
                 landed,
                 fitting,
-            } => (dataset, landed, fitting),
+            } => (dataset, looked, landed, fitting),
         };
+        (self.seen, self.is_alone) = looked;
         self.version = dataset.version().version;
         self.fragments += fitting.len() as u64;
         for (all, landed) in self.landed.iter_mut().zip(&landed) {
@@ -195,6 +213,7 @@ impl Committer {
         driver: &Driver,
         pass: &Pass,
         files: &BTreeMap<u64, Written>,
+        is_last: bool,
     ) -> Result<Attempt> {
         let table = &pass.table.name;
         let mut latest = pass.table.dataset.as_ref().clone();
@@ -203,13 +222,24 @@ impl Committer {
             .await
             .map_err(|error| storage_error(table, error))?;
         check_definitions(pass, &latest)?;
-        if let Some(why) = self.overtaken(driver, pass, &latest).await? {
-            return Ok(Attempt::Overtaken(why));
+        let is_alone = match self.look_at_others(driver, pass, &latest).await? {
+            Others::Overtook(why) => return Ok(Attempt::Overtaken(why)),
+            Others::ChangedNothing => self.is_alone,
+            Others::ChangedData => false,
+        };
+        let mut watermark = self.watermark.clone();
+        if is_last && is_alone && latest.version().version > watermark.version {
+            // The same inputs, and the next refresh need not go through the commits of this one.
+            let version = latest.version().version;
+            if pin::pin(table, &latest, version).await? {
+                watermark = VersionStamp::of(&latest).await?;
+            }
         }
         let there = already_there(&latest, files)?;
         if !there.is_empty() {
             return Ok(Attempt::Committed {
                 landed: self.landed_by(pass, &latest, files, &there).await?,
+                looked: (latest.version().version, is_alone),
                 dataset: Box::new(latest),
                 fitting: there.into_iter().collect(),
             });
@@ -233,7 +263,7 @@ impl Committer {
             return Ok(Attempt::NothingFits(latest.version().version));
         }
         let landed = self.landed_by(pass, &latest, files, &fitting).await?;
-        let mut properties = self.states(database, pass, &landed).await?;
+        let mut properties = self.states(database, pass, &watermark, &landed).await?;
         properties.insert(JOB.to_string(), driver.mark());
         let jsons: HashMap<u64, String> = jsons
             .into_iter()
@@ -242,6 +272,7 @@ impl Committer {
         let dataset = commit_column_files(table, &latest, &jsons, properties).await?;
         Ok(Attempt::Committed {
             dataset: Box::new(dataset),
+            looked: (latest.version().version, is_alone),
             landed,
             fitting: fitting.into_iter().collect(),
         })
@@ -271,47 +302,57 @@ impl Committer {
         Ok(landed)
     }
 
-    /// Whether others have refreshed one of the columns since, or put an older version in place.
-    async fn overtaken(
+    /// What others have done since they were last looked at.
+    async fn look_at_others(
         &self,
         driver: &Driver,
         pass: &Pass,
         latest: &Dataset,
-    ) -> Result<Option<String>> {
+    ) -> Result<Others> {
         let table = &pass.table.name;
         let keys: Vec<String> = pass
             .tasks
             .iter()
             .map(|task| format!("{COLUMN_STATE}{}", task.column.field_id))
             .collect();
+        let mut others = Others::ChangedNothing;
         for version in self.seen + 1..=latest.version().version {
             let transaction = latest
                 .read_transaction_by_version(version)
                 .await
                 .map_err(|error| storage_error(table, error))?;
             let Some(transaction) = transaction else {
+                others = Others::ChangedData;
                 continue;
             };
+            let operation = &transaction.operation;
             if matches!(
-                transaction.operation,
+                operation,
                 Operation::Restore { .. } | Operation::Overwrite { .. }
             ) {
-                let what = operation_name(&transaction.operation);
-                return Ok(Some(format!("version {version} is a {what} of others")));
+                let what = operation_name(operation);
+                return Ok(Others::Overtook(format!(
+                    "version {version} is a {what} of others"
+                )));
             }
-            let Some(properties) = &transaction.transaction_properties else {
+            let properties = transaction.transaction_properties.as_deref();
+            let property = |key: &str| properties.and_then(|properties| properties.get(key));
+            if property(JOB).is_some_and(|mark| *mark == driver.mark()) {
                 continue;
-            };
-            let ours = properties
-                .get(JOB)
-                .is_some_and(|mark| *mark == driver.mark());
-            if !ours && keys.iter().any(|key| properties.contains_key(key)) {
-                return Ok(Some(format!(
+            }
+            if keys.iter().any(|key| property(key).is_some()) {
+                return Ok(Others::Overtook(format!(
                     "version {version} is a refresh of the same column by others"
                 )));
             }
+            if !matches!(
+                operation,
+                Operation::UpdateConfig { .. } | Operation::CreateIndex { .. }
+            ) {
+                others = Others::ChangedData;
+            }
         }
-        Ok(None)
+        Ok(others)
     }
 
     /// The states to write with a commit by which `landed` rows land, by column.
@@ -319,6 +360,7 @@ impl Committer {
         &self,
         database: &Database,
         pass: &Pass,
+        watermark: &VersionStamp,
         landed: &[RowSet],
     ) -> Result<Properties> {
         let mut properties = Properties::new();
@@ -331,7 +373,7 @@ impl Committer {
             let pending = self.pending(place).difference(landed);
             let state = ColumnState {
                 definition: task.column.definition.digest(),
-                watermark: self.watermark.clone(),
+                watermark: watermark.clone(),
                 inputs: task.column.inputs.clone(),
                 pending: store_pending(database, pending).await?,
             };

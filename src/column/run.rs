@@ -650,7 +650,7 @@ impl Run {
             }
         }
         if stopped != Some(Stop::Superseded) {
-            flight.commit().await?;
+            flight.commit(true).await?;
         }
         let Flight {
             committer,
@@ -922,7 +922,7 @@ impl Flight<'_> {
         let interval = self.commit_interval();
         let late = interval.is_some_and(|interval| self.committed_at.elapsed() >= interval);
         if self.done.len() >= every || (late && !self.done.is_empty()) {
-            self.commit().await?;
+            self.commit(false).await?;
         }
         if self
             .unrecorded_since
@@ -966,8 +966,8 @@ impl Flight<'_> {
         Ok(())
     }
 
-    /// Commits what is written.
-    async fn commit(&mut self) -> Result<()> {
+    /// Commits what is written; `is_last` if nothing more comes.
+    async fn commit(&mut self, is_last: bool) -> Result<()> {
         self.pinned().await?;
         let done = std::mem::take(&mut self.done);
         let unfit = match self.overtaken.load(Ordering::Relaxed) {
@@ -976,7 +976,13 @@ impl Flight<'_> {
                 let run = &self.run;
                 let Outcome { unfit, overtaken } = self
                     .committer
-                    .commit(&run.environment.database, &run.driver, self.pass, done)
+                    .commit(
+                        &run.environment.database,
+                        &run.driver,
+                        self.pass,
+                        done,
+                        is_last,
+                    )
                     .await?;
                 if let Some(why) = overtaken {
                     self.run.driver.event("overtaken", why, None).await?;

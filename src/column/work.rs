@@ -24,6 +24,8 @@ use crate::{Error, Result};
 const EVALUATION: Duration = Duration::from_millis(250);
 /// Bytes of results that wait for a checkpoint.
 const BUFFER_BYTES: usize = 8 << 20;
+/// Computing a fragment is cheap if it takes less.
+const CHEAP: Duration = Duration::from_millis(100);
 /// What a stop throws away rather than writes down.
 const NEGLIGIBLE: Duration = Duration::from_millis(20);
 
@@ -180,14 +182,14 @@ impl Checkpointer {
         Ok(())
     }
 
-    /// Whether a fragment of which `rows` rows take `time` is through before it is worth a checkpoint, and
-    /// nothing is lost but what half the interval has computed.
+    /// Whether a fragment of which `rows` rows take `time` is through in no time: then nothing is kept of it
+    /// until it is whole.
     fn is_cheap(&self, fragment: u64, rows: usize, time: Duration) -> bool {
         let all = self.dataset.get_fragment(fragment as usize);
         let all = all.and_then(|file| file.metadata().physical_rows);
-        let half = self.work.checkpoint_interval / 2;
+        let most = CHEAP.min(self.work.checkpoint_interval / 2);
         let whole = time.as_secs_f64() * all.unwrap_or(rows) as f64 / rows.max(1) as f64;
-        whole < half.as_secs_f64() && self.let_go + time < half && self.buffer.is_empty()
+        whole < most.as_secs_f64() && self.let_go + time < most && self.buffer.is_empty()
     }
 
     /// Hears what the job is told; before it waits or ends, what is computed is written down.

@@ -204,6 +204,12 @@ fn from_json<T: serde::de::DeserializeOwned>(json: &str) -> Result<T> {
         .map_err(|error| Error::internal(format!("a data file can't be read: {error}")))
 }
 
+/// Whether `fragment` reads the column file `json`.
+pub fn has_file(fragment: &Fragment, json: &str) -> Result<bool> {
+    let file: DataFile = from_json(json)?;
+    Ok(fragment.files.iter().any(|other| other.path == file.path))
+}
+
 /// Whether the column file `json` is in the store.
 pub async fn file_exists(table: &str, dataset: &Dataset, json: &str) -> Result<bool> {
     let fail = |error| storage_error(table, error);
