@@ -36,7 +36,7 @@ const FULL: &str = "No space left on device";
 /// All trials.
 pub fn trials() -> Vec<Trial> {
     let mut trials = vec![
-        trial("a_slow_store_is_only_slow", || a_slow_store_is_only_slow()),
+        trial("a_slow_store_is_only_slow", a_slow_store_is_only_slow),
         trial("a_job_on_a_slow_store_is_cancelled_at_once", || {
             a_job_on_a_slow_store_is_cancelled_at_once()
         }),
@@ -46,7 +46,7 @@ pub fn trials() -> Vec<Trial> {
         trial("a_store_that_goes_away_and_comes_back", || {
             a_store_that_goes_away_and_comes_back()
         }),
-        trial("a_full_disk", || a_full_disk()),
+        trial("a_full_disk", a_full_disk),
         trial("a_table_that_needs_a_newer_reader", || {
             newer_format(Newer::Reader)
         }),
@@ -60,8 +60,8 @@ pub fn trials() -> Vec<Trial> {
         trial("a_driver_with_another_clock_is_left_alone", || {
             a_driver_with_another_clock_is_left_alone()
         }),
-        trial("a_clock_that_is_set_back", || a_clock_that_is_set_back()),
-        trial("two_drivers_of_one_column", || two_drivers_of_one_column()),
+        trial("a_clock_that_is_set_back", a_clock_that_is_set_back),
+        trial("two_drivers_of_one_column", two_drivers_of_one_column),
     ];
     let number = |name: &str| env::var(name).ok().and_then(|text| text.parse().ok());
     let one_in = number("HEADWATER_FAULTS").unwrap_or(20);
