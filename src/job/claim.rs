@@ -111,6 +111,7 @@ impl Ledger {
                 }
                 if let Some(held) = held
                     && let Some(files) = self.read(&held.job).await?
+                    && !last_state(&files.events).is_final()
                 {
                     if self.is_at_work(&held, &files, dead).await? {
                         return Ok(Err(files));
@@ -145,7 +146,7 @@ impl Ledger {
         .with_hint("run the statement again"))
     }
 
-    /// Whether the driver that claimed something last is at work. If in doubt, it is watched for some
+    /// Whether the driver that claimed something last, for a job that has not ended, is at work. If in doubt, it is watched for some
     /// seconds; once for all that it has claimed.
     async fn is_at_work(
         &self,
@@ -153,7 +154,7 @@ impl Ledger {
         files: &JobFiles,
         dead: &mut Vec<String>,
     ) -> Result<bool> {
-        if last_state(&files.events).is_final() || held.driver.is_gone() {
+        if held.driver.is_gone() {
             return Ok(false);
         }
         if held.driver.is_this() {
