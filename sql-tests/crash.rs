@@ -69,14 +69,7 @@ async fn kills_lose_nothing(seed: u64, kills: u64) -> Outcome<()> {
 
 /// Fills a column in spite of at most `most` kills, and says how many there were, but at least 1.
 async fn one_table(random: &mut StdRng, most: u64) -> Outcome<u64> {
-    let scene = Scene::new(&[
-        &format!(
-            "CREATE TABLE t WITH (max_rows_per_fragment = 40) AS \
-             SELECT value AS id, value AS x FROM generate_series(1, {ROWS})"
-        ),
-        &format!("ALTER TABLE t ADD COLUMN y BIGINT AS (count_calls(sleep_ms(x, {CALL})))"),
-    ])
-    .await?;
+    let scene = slow_table().await?;
     let every = ["1", "2", "'all'"][random.random_range(0..3)];
     let full = if random.random_bool(0.3) { "FULL " } else { "" };
     let workers = random.random_range(1..=4);

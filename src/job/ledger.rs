@@ -213,31 +213,6 @@ impl Ledger {
         self.root().remove_own_folder(&file(id, "control")).await
     }
 
-    /// Writes a file of a job that is not there yet.
-    pub async fn create_file(&self, id: &str, name: &str, content: Vec<u8>) -> Result<()> {
-        match self.root().create_own(&file(id, name), content).await? {
-            true => Ok(()),
-            false => Err(Error::internal(format!(
-                "file '{name}' of job '{id}' is there"
-            ))),
-        }
-    }
-
-    /// Reads a file of a job.
-    pub async fn read_file(&self, id: &str, name: &str) -> Result<Option<bytes::Bytes>> {
-        self.root().read_own(&file(id, name)).await
-    }
-
-    /// Names of the files of a job below `folder`, sorted.
-    pub async fn list_files(&self, id: &str, folder: &str) -> Result<Vec<String>> {
-        self.root().list_own(&file(id, folder)).await
-    }
-
-    /// Removes a folder of a job.
-    pub async fn remove_files(&self, id: &str, folder: &str) -> Result<()> {
-        self.root().remove_own_folder(&file(id, folder)).await
-    }
-
     /// Ends a job whose driver is gone.
     pub async fn cancel_interrupted(&self, job: &JobSummary) -> Result<()> {
         let (id, process) = (&job.record.id, Process::current());
