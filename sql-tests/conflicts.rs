@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
 
+use crate::harness::python::python;
 use crate::harness::scene::{Outcome, Scene, block_on};
-use crate::pylance::python;
 
 const ROWS: usize = 160;
 /// How long anything here may take.

@@ -1,8 +1,5 @@
 //! Release pylance reads and changes our tables between our refreshes.
-//!
-//! The test makes a virtual environment below `target/` and installs pylance from PyPI into it, once.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -11,9 +8,8 @@ use datafusion::arrow::datatypes::{Int64Type, UInt64Type};
 use headwater::session::Headwater;
 use libtest_mimic::{Failed, Trial};
 
-const PYLANCE: &str = "pylance==14.0.2";
+use crate::harness::python::{python, run};
 
-/// One trial: two at once would both make the environment.
 pub(crate) fn trials() -> Vec<Trial> {
     vec![Trial::test("pylance::reads_and_changes_our_tables", || {
         let runtime = tokio::runtime::Runtime::new()?;
@@ -27,30 +23,6 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
-
-/// The interpreter of an environment that has pylance.
-pub(crate) fn python() -> Outcome<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/pylance");
-    let python = folder.join("bin/python");
-    let ready = folder.join(PYLANCE);
-    if ready.exists() {
-        return Ok(python);
-    }
-    run(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
-    run(Command::new(&python).args(["-m", "pip", "install", "--quiet", PYLANCE]))?;
-    fs::write(ready, "")?;
-    Ok(python)
-}
-
-/// Runs a command and gives what it prints.
-fn run(command: &mut Command) -> Outcome<String> {
-    let output = command.output()?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-    Err(format!("{command:?} failed: {errors}").into())
-}
 
 struct Scene {
     python: PathBuf,

@@ -8,6 +8,7 @@
 //! - [`render`] turns results into text, [`normalize`] takes out of it what differs from
 //!   run to run,
 //! - [`process`] runs this binary as a shell in a process of its own,
+//! - [`python`] is a Python that has pylance,
 //! - [`scene`] is a database for tests of several processes,
 //! - [`checks`] tests all of this.
 
@@ -19,6 +20,7 @@ pub mod files;
 pub mod foreign;
 pub mod normalize;
 pub mod process;
+pub mod python;
 pub mod render;
 pub mod scene;
 
