@@ -285,14 +285,14 @@ pub(super) fn load_columns(
         .collect()
 }
 
-/// Assesses and plans one pass, at the newest version or the one that is asked for.
+/// Assesses and plans one pass, at the `newest` version or the one that is asked for.
 pub async fn plan_pass(
     database: &Database,
     state: &SessionState,
+    newest: Table,
     request: &Refresh,
     columns: &[String],
 ) -> Result<Pass> {
-    let newest = database.table(&request.table).await?;
     let table = match request.settings.version {
         None => newest.clone(),
         version => database.table_at(&request.table, version).await?,

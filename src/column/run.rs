@@ -21,10 +21,11 @@ use super::mirror::{mirror_states, needed_versions};
 use super::plan::{Limits, Pass, Wanted};
 use super::refresh::{ColumnReport, RanPass, Refresh, Settings, load_columns, order, plan_pass};
 use super::staged::{discard, discard_all};
-use crate::database::Database;
+use crate::database::{Database, Table};
 use crate::job::counters::Count;
 use crate::job::driver::{Driver, Ending, JobRequest, end_interrupted, stop_error};
 use crate::job::jobs::{Attached, Jobs};
+use crate::job::ledger::Ledger;
 use crate::job::signal::Stop;
 use crate::storage::fragments::all_live_ids;
 use crate::storage::{RowSet, pin, storage_error};
@@ -84,10 +85,10 @@ pub async fn begin(environment: &Environment, request: &Refresh) -> Result<Begun
     let started = Instant::now();
     let table = database.table(&request.table).await?;
     let groups = order(database, state, &table, request).await?;
-    check_version(environment, request, &groups).await?;
+    check_version(environment, request, &table, &groups).await?;
     let mut planned = Vec::with_capacity(groups.len());
     for columns in &groups {
-        let pass = plan_pass(database, state, request, columns).await?;
+        let pass = plan_pass(database, state, table.clone(), request, columns).await?;
         let is_empty = pass.is_empty();
         planned.push(pass);
         if !is_empty {
@@ -152,14 +153,14 @@ pub async fn begin(environment: &Environment, request: &Refresh) -> Result<Begun
 async fn check_version(
     environment: &Environment,
     request: &Refresh,
+    newest: &Table,
     groups: &[Vec<String>],
 ) -> Result<()> {
     let Some(version) = request.settings.version else {
         return Ok(());
     };
-    let newest = environment.database.table(&request.table).await?;
     let names: Vec<String> = groups.iter().flatten().cloned().collect();
-    let columns = load_columns(&environment.state, &newest, &names)?;
+    let columns = load_columns(&environment.state, newest, &names)?;
     let then = environment
         .database
         .table_at(&request.table, Some(version))
@@ -270,32 +271,38 @@ impl Run {
         // Failing at it makes the next refresh dearer, not this one wrong. A store that is away or full does
         // not get better by it.
         let is_store_ill = matches!(&result, Err(error) if error.kind() == ErrorKind::Storage);
-        if !is_store_ill && let Err(error) = self.keep_versions().await {
-            log::warn!("job '{}': {error}", self.driver.id());
-        }
         let Self {
+            environment,
+            request,
             driver,
             passes,
             notices,
             ..
         } = self;
-        let id = driver.id().to_string();
-        match result {
+        let (id, ledger) = (driver.id().to_string(), driver.ledger().clone());
+        let ending = match &result {
             Ok(None) => {
                 let rows = driver.counters().get(Count::RowsComputed);
                 let pending = driver.counters().get(Count::RowsPending);
-                let message = format!("{rows} rows computed, {pending} pending");
-                driver.finish(Ending::Done(message)).await?;
+                Ending::Done(format!("{rows} rows computed, {pending} pending"))
             }
-            Ok(Some(Stop::OutOfTime)) => driver.finish(Ending::Stopped(Stop::OutOfTime)).await?,
-            Ok(Some(stop)) => {
-                driver.finish(Ending::Stopped(stop)).await?;
+            Ok(Some(stop)) => Ending::Stopped(*stop),
+            Err(error) => Ending::Failed(error),
+        };
+        let keep = async {
+            if !is_store_ill
+                && let Err(error) = keep_versions(&environment, &request.table, &ledger, &id).await
+            {
+                log::warn!("job '{id}': {error}");
+            }
+        };
+        let (finished, ()) = tokio::join!(driver.finish(ending), keep);
+        // An error of the job matters more than one of its record.
+        match result? {
+            None | Some(Stop::OutOfTime) => finished?,
+            Some(stop) => {
+                finished?;
                 return Err(stop_error(stop, &id));
-            }
-            Err(error) => {
-                // The error itself matters more than its record.
-                let _ = driver.finish(Ending::Failed(&error)).await;
-                return Err(error);
             }
         }
         Ok(Refreshed {
@@ -349,29 +356,6 @@ impl Run {
         Ok(())
     }
 
-    /// Lets go of the versions that no column of the table goes back to any more, and sees to it that
-    /// the states outlive the versions that carry them.
-    async fn keep_versions(&self) -> Result<()> {
-        let table = self.environment.database.table(&self.request.table).await?;
-        let dataset = table.dataset.as_ref();
-        let columns: Vec<i32> = table
-            .definitions
-            .stored
-            .keys()
-            .filter_map(|name| dataset.schema().field(name))
-            .map(|field| field.id)
-            .collect();
-        mirror_states(&table.name, dataset, &columns).await?;
-        let needed = needed_versions(&table.name, dataset, &columns).await?;
-        let mut keep: BTreeSet<u64> = needed.into_keys().collect();
-        let (ledger, own) = (self.driver.ledger(), self.driver.id());
-        if let Some(first) = ledger.first_version_read(&table.name, Some(own)).await? {
-            let pinned = pin::pinned(&table.name, dataset).await?;
-            keep.extend(pinned.range(first..));
-        }
-        pin::release_except(&table.name, dataset, &keep).await
-    }
-
     async fn passes(
         &mut self,
         groups: Vec<Vec<String>>,
@@ -394,7 +378,8 @@ impl Run {
                     let Environment {
                         database, state, ..
                     } = &self.environment;
-                    plan_pass(database, state, &self.request, &columns).await?
+                    let newest = database.table(&self.request.table).await?;
+                    plan_pass(database, state, newest, &self.request, &columns).await?
                 }
             };
             if let Some(stop) = self.pass(pass, started).await? {
@@ -520,6 +505,33 @@ impl Run {
             .collect();
         Pass::plan(table, columns, assessments, wanted).await
     }
+}
+
+/// Lets go of the versions that no column of the table goes back to any more, and sees to it that the states
+/// outlive the versions that carry them. For the end of the job `own`.
+async fn keep_versions(
+    environment: &Environment,
+    table: &str,
+    ledger: &Ledger,
+    own: &str,
+) -> Result<()> {
+    let table = environment.database.table(table).await?;
+    let dataset = table.dataset.as_ref();
+    let columns: Vec<i32> = table
+        .definitions
+        .stored
+        .keys()
+        .filter_map(|name| dataset.schema().field(name))
+        .map(|field| field.id)
+        .collect();
+    mirror_states(&table.name, dataset, &columns).await?;
+    let needed = needed_versions(&table.name, dataset, &columns).await?;
+    let mut keep: BTreeSet<u64> = needed.into_keys().collect();
+    if let Some(first) = ledger.first_version_read(&table.name, Some(own)).await? {
+        let pinned = pin::pinned(&table.name, dataset).await?;
+        keep.extend(pinned.range(first..));
+    }
+    pin::release_except(&table.name, dataset, &keep).await
 }
 
 async fn newest_version(pass: &Pass) -> Result<u64> {

@@ -109,7 +109,9 @@ impl Ledger {
                     let object = object.to_string();
                     return Ok(Ok((Claim { object, number }, None)));
                 }
+                // Asked after the claim was read: a job is listed before it claims anything.
                 if let Some(held) = held
+                    && self.active().await?.contains(&held.job)
                     && let Some(files) = self.read(&held.job).await?
                     && !last_state(&files.events).is_final()
                 {

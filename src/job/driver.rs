@@ -11,7 +11,7 @@ use super::counters::Counters;
 use super::driven::Driven;
 use super::ledger::{JobFiles, Ledger, last_state};
 use super::process::Process;
-use super::record::{Control, Event, Heartbeat, JobRecord, JobState};
+use super::record::{Control, Ended, Event, Heartbeat, JobRecord, JobState};
 use super::signal::{Signal, Signaller, Stop};
 use crate::{Error, ErrorKind, Result};
 
@@ -128,23 +128,16 @@ impl Driver {
             }
         };
         for files in before {
-            let id = &files.record.id;
-            let message = format!(
-                "its process is gone, and job '{}' works on it now",
-                record.id
-            );
+            let ending = Ended {
+                event: "failed",
+                message: format!(
+                    "its process is gone, and job '{}' works on it now",
+                    record.id
+                ),
+                state: JobState::Failed,
+            };
             let figures = ledger.summary(&files).figures;
-            ledger
-                .event(
-                    id,
-                    &process,
-                    "failed",
-                    message,
-                    Some(JobState::Failed),
-                    figures,
-                )
-                .await?;
-            ledger.end(id).await?;
+            ledger.end(&files.record, &process, ending, figures).await?;
         }
         let driver = Self {
             ledger: ledger.clone(),
@@ -281,8 +274,15 @@ impl Driver {
             }
             Ending::Failed(error) => ("failed", error.to_string(), JobState::Failed),
         };
-        self.event(event, message, Some(state)).await?;
-        self.ledger.end(self.id()).await
+        let ending = Ended {
+            event,
+            message,
+            state,
+        };
+        let figures = self.counters.figures();
+        self.ledger
+            .end(&self.record, &self.process, ending, figures)
+            .await
     }
 }
 
@@ -353,12 +353,14 @@ pub async fn end_interrupted(
     let id = files.record.id.clone();
     let mut figures = ledger.summary(&files).figures;
     figures.rows_pending = pending;
-    let message = "its process was gone, and nothing was left to do";
-    let (process, state) = (Process::current(), Some(JobState::Done));
+    let ending = Ended {
+        event: "done",
+        message: "its process was gone, and nothing was left to do".to_string(),
+        state: JobState::Done,
+    };
     ledger
-        .event(&id, &process, "done", message, state, figures)
+        .end(&files.record, &Process::current(), ending, figures)
         .await?;
-    ledger.end(&id).await?;
     Ok(Some(id))
 }
 

@@ -9,8 +9,10 @@ use std::collections::BTreeMap;
 
 use futures::{StreamExt, TryStreamExt, stream};
 
+use super::counters::Figures;
 use super::ledger::{ACTIVE, DEAD_AFTER_MILLIS, Ledger, json, last_state};
-use super::record::JobSummary;
+use super::process::Process;
+use super::record::{Ended, JobRecord, JobSummary};
 use crate::{Error, ErrorKind, Result};
 
 const FOLDER: &str = "job-history";
@@ -22,15 +24,40 @@ const READS: usize = 16;
 const ATTEMPTS: usize = 10;
 
 impl Ledger {
-    /// Takes a job whose last event says that it has ended off the list of those at work, and adds it
-    /// to the history.
-    pub async fn end(&self, id: &str) -> Result<()> {
-        if let Some(files) = self.read(id).await? {
-            let summary = self.summary(&files);
-            let path = format!("{FOLDER}/1-{id}.json");
-            self.root().create_own(&path, json(&[summary])?).await?;
-            self.compact_history().await?;
-        }
+    /// Ends a job: writes down how, as its last event, adds it to the history, and takes it off the list of those at
+    /// work.
+    pub async fn end(
+        &self,
+        record: &JobRecord,
+        driver: &Process,
+        ending: Ended,
+        figures: Figures,
+    ) -> Result<()> {
+        let Ended {
+            event,
+            message,
+            state,
+        } = ending;
+        let last = self
+            .event(&record.id, driver, event, message, Some(state), figures)
+            .await?;
+        let summary = JobSummary {
+            record: record.clone(),
+            state,
+            finished_at: Some(last.at),
+            driver: last.driver,
+            figures,
+            message: last.message,
+        };
+        self.settle(&summary).await
+    }
+
+    /// Moves a job whose last event says that it has ended from the list of those at work to the history.
+    async fn settle(&self, summary: &JobSummary) -> Result<()> {
+        let id = &summary.record.id;
+        let path = format!("{FOLDER}/1-{id}.json");
+        self.root().create_own(&path, json(&[summary])?).await?;
+        self.compact_history().await?;
         self.retire(id).await
     }
 
@@ -172,7 +199,9 @@ impl Ledger {
         for marker in self.root().list_own_files(ACTIVE).await? {
             let id = &marker.name;
             match self.read(id).await? {
-                Some(files) if last_state(&files.events).is_final() => self.end(id).await?,
+                Some(files) if last_state(&files.events).is_final() => {
+                    self.settle(&self.summary(&files)).await?
+                }
                 // It died between the marker and the job.
                 None if self.now() - marker.modified_millis > DEAD_AFTER_MILLIS => {
                     self.retire(id).await?;

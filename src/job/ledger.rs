@@ -26,7 +26,7 @@ use super::clock::Clock;
 use super::counters::Figures;
 use super::driven::is_driven;
 use super::process::Process;
-use super::record::{Control, Event, Heartbeat, JobRecord, JobState, JobSummary, RowError};
+use super::record::{Control, Ended, Event, Heartbeat, JobRecord, JobState, JobSummary, RowError};
 use crate::database::Database;
 use crate::storage::Root;
 use crate::{Error, ErrorKind, Result};
@@ -215,12 +215,14 @@ impl Ledger {
 
     /// Ends a job whose driver is gone.
     pub async fn cancel_interrupted(&self, job: &JobSummary) -> Result<()> {
-        let (id, process) = (&job.record.id, Process::current());
+        let process = Process::current();
         let message = format!("cancelled by {process}; its own process was gone");
-        let state = Some(JobState::Cancelled);
-        self.event(id, &process, "cancelled", message, state, job.figures)
-            .await?;
-        self.end(id).await
+        let ending = Ended {
+            event: "cancelled",
+            message,
+            state: JobState::Cancelled,
+        };
+        self.end(&job.record, &process, ending, job.figures).await
     }
 
     /// Removes all that is known of a job.

@@ -151,6 +151,17 @@ pub struct JobSummary {
     pub message: String,
 }
 
+/// How a job came to its end, for its last event.
+#[derive(Debug, Clone)]
+pub struct Ended {
+    /// `done`, `failed` or `cancelled`.
+    pub event: &'static str,
+    /// The error of a failed job, or what was done.
+    pub message: String,
+    /// A final state.
+    pub state: JobState,
+}
+
 /// What may be asked of a job from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Control {

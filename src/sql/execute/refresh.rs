@@ -89,7 +89,8 @@ impl Executor {
         } else {
             let table = self.database.table(&request.table).await?;
             for columns in order(&self.database, &state, &table, &request).await? {
-                let pass = plan_pass(&self.database, &state, &request, &columns).await?;
+                let pass =
+                    plan_pass(&self.database, &state, table.clone(), &request, &columns).await?;
                 explain_pass(&mut lines, &pass);
                 if !pass.is_empty() {
                     let settings = &request.settings;
