@@ -49,8 +49,8 @@ pub async fn commit(
     if let Some(affected) = affected {
         builder = builder.with_affected_rows(affected);
     }
-    builder
-        .execute(transaction)
+    // Boxed here and in `open`: Lance's futures nest deeply, and those of our callers around them.
+    Box::pin(builder.execute(transaction))
         .await
         .map_err(|error| commit_error(table, error))
 }

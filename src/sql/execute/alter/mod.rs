@@ -50,12 +50,13 @@ impl Executor {
                             columns.push((if_not_exists, column));
                         }
                     }
-                    self.add_columns(&name, columns).await?;
+                    Box::pin(self.add_columns(&name, columns)).await?;
                 }
                 AlterAction::RenameTable { to } => {
                     name = self.rename_table(&name, &to).await?;
                 }
-                action => with_retries(|| self.alter_one(&name, &action)).await?,
+                // Boxed, or the compiler of a program that calls this gives up: Lance's futures nest deeply.
+                action => with_retries(|| Box::pin(self.alter_one(&name, &action))).await?,
             }
         }
         let version = self.database.table(&name).await?.version();
