@@ -1,6 +1,7 @@
 //! All calls to Lance: scans, column files, commits, versions.
 
 pub mod blob;
+pub mod change;
 pub mod column_file;
 mod commit;
 pub mod fragments;

@@ -29,7 +29,19 @@ pub struct TableLayout {
     pub max_bytes_per_file: Option<u64>,
 }
 
-fn write_params(root: &Root, mode: WriteMode, properties: Properties) -> WriteParams {
+impl TableLayout {
+    pub(super) fn apply(&self, mut params: WriteParams) -> WriteParams {
+        if let Some(rows) = self.max_rows_per_fragment {
+            params.max_rows_per_file = rows;
+        }
+        if let Some(bytes) = self.max_bytes_per_file {
+            params.max_bytes_per_file = usize::try_from(bytes).unwrap_or(usize::MAX);
+        }
+        params
+    }
+}
+
+pub(super) fn write_params(root: &Root, mode: WriteMode, properties: Properties) -> WriteParams {
     WriteParams {
         mode,
         // Everything that is maintained incrementally needs ids that survive a rewrite.
@@ -61,13 +73,7 @@ pub async fn create_table(
     } else {
         WriteMode::Create
     };
-    let mut params = write_params(root, mode, Properties::new());
-    if let Some(rows) = layout.max_rows_per_fragment {
-        params.max_rows_per_file = rows;
-    }
-    if let Some(bytes) = layout.max_bytes_per_file {
-        params.max_bytes_per_file = usize::try_from(bytes).unwrap_or(usize::MAX);
-    }
+    let params = layout.apply(write_params(root, mode, Properties::new()));
     let uri = root.table_uri(name);
     let builder = InsertBuilder::new(uri.as_str()).with_params(&params);
     let written = match rows {
@@ -219,7 +225,7 @@ pub async fn rewrite_rows(
 
 /// Gives the rows of fragments that were just written the ids in `ids`, which are in the
 /// order in which the rows were written.
-fn keep_row_ids(fragments: &mut [Fragment], ids: &[u64]) -> Result<()> {
+pub(super) fn keep_row_ids(fragments: &mut [Fragment], ids: &[u64]) -> Result<()> {
     let mut rest = ids;
     for fragment in fragments {
         let rows = fragment
@@ -242,7 +248,7 @@ fn keep_row_ids(fragments: &mut [Fragment], ids: &[u64]) -> Result<()> {
 
 /// Writes deletion files for `addresses`: the fragments as they are then, and the ids of those
 /// that have no row left.
-async fn mark_deleted(
+pub(super) async fn mark_deleted(
     table: &str,
     dataset: &Dataset,
     addresses: &RowSet,
