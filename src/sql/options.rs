@@ -4,6 +4,8 @@
 //! checked values. An unknown option is an error that lists the known ones and the nearest
 //! name; a value out of range is an error that names the option and the range.
 
+pub mod views;
+
 use std::fmt::{self, Write};
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -87,15 +89,7 @@ pub const CREATE_TABLE: &[KnownOption] = &[
 /// As [`Options::check`], and for values out of range.
 pub fn refresh_settings(given: &[StatementOption]) -> Result<Settings> {
     let options = Options::check("REFRESH COLUMN", given, REFRESH_COLUMN)?;
-    let rows = options.count("batch_rows", 1..=MOST_ROWS)?;
-    let most = options.count("max_batch_rows", 1..=MOST_ROWS)?;
-    if let (Some(rows), Some(most)) = (rows, most)
-        && rows > most
-    {
-        return Err(Error::invalid(format!(
-            "option 'batch_rows' of REFRESH COLUMN is {rows}, more than 'max_batch_rows' = {most}"
-        )));
-    }
+    let (batches, fixed_batches) = options.batches()?;
     let commit_every = match options.value("commit_every") {
         Some(OptionValue::Text(all)) if all.eq_ignore_ascii_case("all") => Some(0),
         _ => options
@@ -104,12 +98,8 @@ pub fn refresh_settings(given: &[StatementOption]) -> Result<Settings> {
     };
     Ok(Settings {
         concurrency: options.count("concurrency", 1..=1024)?,
-        batches: BatchSize {
-            // A fixed size is also the largest.
-            rows: rows.or(most),
-            bytes: options.bytes("batch_bytes", 1..=MOST_BYTES)?,
-        },
-        fixed_batches: rows.is_some(),
+        batches,
+        fixed_batches,
         commit_every,
         commit_interval: options.duration("commit_interval", TIMES)?,
         checkpoint_interval: options.duration("checkpoint_interval", TIMES)?,
@@ -351,6 +341,26 @@ impl<'a> Options<'a> {
         })
     }
 
+    /// The options about batches: how large they are, and whether every one is.
+    fn batches(&self) -> Result<(BatchSize, bool)> {
+        let rows = self.count("batch_rows", 1..=MOST_ROWS)?;
+        let most = self.count("max_batch_rows", 1..=MOST_ROWS)?;
+        if let (Some(rows), Some(most)) = (rows, most)
+            && rows > most
+        {
+            return Err(Error::invalid(format!(
+                "option 'batch_rows' of {} is {rows}, more than 'max_batch_rows' = {most}",
+                self.statement
+            )));
+        }
+        let size = BatchSize {
+            // A fixed size is also the largest.
+            rows: rows.or(most),
+            bytes: self.bytes("batch_bytes", 1..=MOST_BYTES)?,
+        };
+        Ok((size, rows.is_some()))
+    }
+
     fn refuse(&self, name: &str, value: &OptionValue, expected: &str) -> Error {
         Error::invalid(format!(
             "option '{name}' of {} takes {expected}, not {value}",
@@ -371,6 +381,12 @@ fn unknown(statement: &str, name: &str, known: &[KnownOption]) -> Error {
         .collect();
     let _ = write!(hint, "its options are {}", available.join(", "));
     Error::invalid(format!("{statement} has no option '{name}'")).with_hint(hint)
+}
+
+impl fmt::Display for StatementOption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} = {}", self.name, self.value)
+    }
 }
 
 impl fmt::Display for OptionValue {

@@ -4,6 +4,8 @@
 //! expressions and queries stay SQL syntax trees until they are planned against
 //! a schema.
 
+mod views;
+
 use std::time::Duration;
 
 use datafusion::arrow::datatypes::FieldRef;
@@ -12,6 +14,10 @@ use datafusion::sql::parser::Statement as DataFusionStatement;
 use datafusion::sql::sqlparser::ast;
 
 use crate::database::name::Version;
+
+pub use views::{
+    AlterMaterializedView, AlterViewAction, CreateMaterializedView, RefreshView, ViewRefreshMode,
+};
 
 /// One statement.
 #[derive(Debug, Clone)]
@@ -36,7 +42,7 @@ pub enum Statement {
     },
     /// ALTER TABLE, with one or several actions.
     AlterTable(Box<AlterTable>),
-    /// DROP TABLE or DROP VIEW.
+    /// DROP TABLE, DROP VIEW or DROP MATERIALIZED VIEW.
     Drop(Drop),
     /// DESCRIBE t, also as SHOW COLUMNS FROM t.
     Describe {
@@ -60,6 +66,26 @@ pub enum Statement {
         analyze: bool,
         /// What to explain.
         refresh: Box<RefreshColumn>,
+    },
+    /// CREATE MATERIALIZED VIEW.
+    CreateMaterializedView(Box<CreateMaterializedView>),
+    /// EXPLAIN CREATE MATERIALIZED VIEW.
+    ExplainCreateView(Box<CreateMaterializedView>),
+    /// REFRESH MATERIALIZED VIEW.
+    RefreshView(Box<RefreshView>),
+    /// EXPLAIN \[ANALYZE\] REFRESH MATERIALIZED VIEW.
+    ExplainRefreshView {
+        /// Whether to run it, and to add what was measured.
+        analyze: bool,
+        /// What to explain.
+        refresh: Box<RefreshView>,
+    },
+    /// ALTER MATERIALIZED VIEW, with one or several actions.
+    AlterMaterializedView(Box<AlterMaterializedView>),
+    /// DESCRIBE MATERIALIZED VIEW v.
+    DescribeMaterializedView {
+        /// The view to describe.
+        name: TableReference,
     },
     /// The statements about jobs.
     Job(JobStatement),
@@ -281,7 +307,7 @@ pub enum AlterAction {
     EnableRowTracking,
 }
 
-/// DROP TABLE | VIEW \[IF EXISTS\] names \[RESTRICT | CASCADE\].
+/// DROP TABLE | VIEW | MATERIALIZED VIEW \[IF EXISTS\] names \[RESTRICT | CASCADE\].
 #[derive(Debug, Clone)]
 pub struct Drop {
     /// What kind of object.
@@ -301,6 +327,8 @@ pub enum DropKind {
     Table,
     /// DROP VIEW.
     View,
+    /// DROP MATERIALIZED VIEW.
+    MaterializedView,
 }
 
 /// The statements that list things.
@@ -311,6 +339,13 @@ pub enum Show {
     /// SHOW CREATE TABLE t | VIEW v.
     Create {
         /// The table or view.
+        name: TableReference,
+    },
+    /// SHOW MATERIALIZED VIEWS.
+    MaterializedViews,
+    /// SHOW CREATE MATERIALIZED VIEW v.
+    CreateMaterializedView {
+        /// The view.
         name: TableReference,
     },
     /// SHOW VERSIONS FROM t, also as DESCRIBE HISTORY t.

@@ -15,6 +15,7 @@ impl Executor {
         let statement = match drop.kind {
             DropKind::Table => "DROP TABLE",
             DropKind::View => "DROP VIEW",
+            DropKind::MaterializedView => return self.drop_materialized_views(drop).await,
         };
         let mut names = Vec::new();
         for reference in &drop.names {
@@ -56,7 +57,9 @@ impl Executor {
             match drop.kind {
                 DropKind::View => self.database.remove_view(&name).await?,
                 DropKind::Table if self.database.remove_session_table(&name) => {}
-                DropKind::Table => self.database.root().remove_table(&name).await?,
+                DropKind::Table | DropKind::MaterializedView => {
+                    self.database.root().remove_table(&name).await?
+                }
             }
             done.push(Done::altered(statement, name, None));
         }
@@ -66,6 +69,7 @@ impl Executor {
     async fn is_droppable(&self, name: &str, kind: DropKind) -> Result<bool> {
         Ok(match kind {
             DropKind::View => self.database.view(name).await?.is_some(),
+            DropKind::MaterializedView => self.database.root().has_table(name).await?,
             DropKind::Table => {
                 self.database.session_table(name).is_some()
                     || self.database.root().has_table(name).await?
@@ -87,7 +91,9 @@ impl Executor {
         }
         let (what, known) = match kind {
             DropKind::View => ("view", self.database.view_names().await?),
-            DropKind::Table => ("table", self.database.root().table_names().await?),
+            DropKind::Table | DropKind::MaterializedView => {
+                ("table", self.database.root().table_names().await?)
+            }
         };
         Ok(Error::not_found(
             what,

@@ -10,6 +10,7 @@ mod describe;
 mod dml;
 mod drop;
 mod jobs;
+mod materialized_views;
 mod query;
 mod refresh;
 mod report;
@@ -73,6 +74,12 @@ impl Executor {
             Statement::Describe { table } => Box::pin(self.describe(&table)).await,
             Statement::Show(Show::Tables) => Box::pin(self.show_tables()).await,
             Statement::Show(Show::Create { name }) => Box::pin(self.show_create(&name)).await,
+            Statement::Show(Show::MaterializedViews) => {
+                Box::pin(self.show_materialized_views()).await
+            }
+            Statement::Show(Show::CreateMaterializedView { name }) => {
+                Box::pin(self.show_create_materialized_view(&name)).await
+            }
             Statement::Show(Show::Versions { table }) => Box::pin(self.show_versions(&table)).await,
             Statement::Optimize { table, options } => {
                 Box::pin(self.optimize(&table, &options)).await
@@ -80,6 +87,22 @@ impl Executor {
             Statement::RefreshColumn(refresh) => Box::pin(self.refresh_column(*refresh)).await,
             Statement::ExplainRefresh { analyze, refresh } => {
                 Box::pin(self.explain_refresh(*refresh, analyze)).await
+            }
+            Statement::CreateMaterializedView(create) => {
+                Box::pin(self.create_materialized_view(*create)).await
+            }
+            Statement::ExplainCreateView(create) => {
+                Box::pin(self.explain_create_view(*create)).await
+            }
+            Statement::RefreshView(refresh) => Box::pin(self.refresh_view(*refresh)).await,
+            Statement::ExplainRefreshView { analyze, refresh } => {
+                Box::pin(self.explain_refresh_view(*refresh, analyze)).await
+            }
+            Statement::AlterMaterializedView(alter) => {
+                Box::pin(self.alter_materialized_view(*alter)).await
+            }
+            Statement::DescribeMaterializedView { name } => {
+                Box::pin(self.describe_materialized_view(&name)).await
             }
             Statement::Job(statement) => Box::pin(self.job_statement(statement)).await,
             Statement::Transaction { keyword } => {

@@ -165,11 +165,7 @@ fn statement_text(statement: &RefreshColumn) -> String {
         text += " CASCADE";
     }
     if !statement.options.is_empty() {
-        let options: Vec<String> = statement
-            .options
-            .iter()
-            .map(|option| format!("{} = {}", option.name, option.value))
-            .collect();
+        let options: Vec<String> = statement.options.iter().map(ToString::to_string).collect();
         text += &format!(" WITH ({})", options.join(", "));
     }
     text

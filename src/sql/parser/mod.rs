@@ -13,6 +13,7 @@ pub(in crate::sql) mod dialect;
 mod dml;
 pub(in crate::sql) mod failure;
 mod jobs;
+mod materialized_views;
 mod objects;
 pub(in crate::sql) mod reader;
 mod refresh;
@@ -100,6 +101,9 @@ fn statements(text: &str) -> Read<Vec<Statement>> {
 impl Reader {
     fn statement(&mut self) -> Read<Statement> {
         self.refuse_later()?;
+        if let Some(statement) = self.materialized_view_statement()? {
+            return Ok(statement);
+        }
         for (words, or_replace) in [("CREATE", false), ("CREATE OR REPLACE", true)] {
             if self.eat(&format!("{words} TABLE")) {
                 let create = self.create_table(or_replace)?;
@@ -153,7 +157,7 @@ impl Reader {
             return Ok(Statement::RefreshColumn(Box::new(self.refresh()?)));
         }
         if self.at("EXPLAIN")
-            && let Some(explain) = self.explain_refresh()?
+            && let Some(explain) = self.explain()?
         {
             return Ok(explain);
         }
@@ -252,9 +256,10 @@ fn check_datafusion_statement(statement: &DataFusionStatement) -> Read<()> {
                 Err(Error::invalid("EXPLAIN can't explain an EXPLAIN").into())
             }
             DataFusionStatement::CopyTo(_) => Ok(()),
-            DataFusionStatement::CreateExternalTable(_) | DataFusionStatement::Reset(_) => {
-                Err(Error::invalid("EXPLAIN explains queries and REFRESH COLUMN").into())
-            }
+            DataFusionStatement::CreateExternalTable(_) | DataFusionStatement::Reset(_) => Err(
+                Error::invalid("EXPLAIN explains queries, REFRESH and CREATE MATERIALIZED VIEW")
+                    .into(),
+            ),
         },
         DataFusionStatement::CopyTo(_)
         | DataFusionStatement::CreateExternalTable(_)

@@ -12,7 +12,6 @@ use crate::sql::statement::{Drop, DropKind, Show, Statement};
 /// Statements that the dialect has, but not this release, by their first words.
 /// OR REPLACE after CREATE is skipped.
 const LATER: &[&str] = &[
-    "CREATE MATERIALIZED VIEW",
     "CREATE FUNCTION",
     "CREATE TEMPORARY FUNCTION",
     "CREATE ENVIRONMENT",
@@ -24,19 +23,14 @@ const LATER: &[&str] = &[
     "CREATE TEMP TABLE",
     "CREATE TEMPORARY VIEW",
     "CREATE TEMP VIEW",
-    "ALTER MATERIALIZED VIEW",
     "ALTER SCHEMA",
     "ALTER INDEX",
-    "DROP MATERIALIZED VIEW",
     "DROP FUNCTION",
     "DROP ENVIRONMENT",
     "DROP INDEX",
     "DROP SCHEMA",
     "DROP DATABASE",
-    "REFRESH MATERIALIZED VIEW",
-    "SHOW CREATE MATERIALIZED VIEW",
     "SHOW CREATE FUNCTION",
-    "SHOW MATERIALIZED VIEWS",
     "SHOW ENVIRONMENTS",
     "SHOW INDEXES",
     "VERIFY ENVIRONMENT",
@@ -45,10 +39,8 @@ const LATER: &[&str] = &[
 
 /// As [`LATER`], where the last word may also be the name of a table, if nothing follows it.
 const LATER_WITH_NAME: &[&str] = &[
-    "DESCRIBE MATERIALIZED VIEW",
     "DESCRIBE FUNCTION",
     "DESCRIBE ENVIRONMENT",
-    "DESC MATERIALIZED VIEW",
     "DESC FUNCTION",
     "DESC ENVIRONMENT",
     "OPTIMIZE INDEX",
@@ -81,7 +73,7 @@ impl Reader {
         }
     }
 
-    /// What comes after DROP TABLE or DROP VIEW.
+    /// What comes after DROP TABLE, DROP VIEW or DROP MATERIALIZED VIEW.
     pub(super) fn drop_objects(&mut self, kind: DropKind) -> Read<Drop> {
         let if_exists = self.eat("IF EXISTS");
         let names = self.list(Self::table)?;
@@ -150,7 +142,7 @@ impl Reader {
         } else if self.at_nth(1, "CREATE") {
             self.expect("SHOW CREATE")?;
             if !self.eat("TABLE") && !self.eat("VIEW") {
-                return self.expected("TABLE or VIEW");
+                return self.expected("TABLE, VIEW or MATERIALIZED VIEW");
             }
             Statement::Show(Show::Create {
                 name: self.table()?,

@@ -3,6 +3,7 @@
 use datafusion::sql::TableReference;
 use datafusion::sql::parser::{DFParser, DFParserBuilder};
 use datafusion::sql::sqlparser::ast::{Expr, Ident, ObjectName, Query};
+use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::Parser;
 use datafusion::sql::sqlparser::tokenizer::{Location, Token, TokenWithSpan, Tokenizer};
 
@@ -27,6 +28,7 @@ impl Reader {
     pub(super) fn new(text: &str) -> Read<Self> {
         let mut tokens = Tokenizer::new(&DIALECT, text).tokenize_with_location()?;
         quote_tags(&mut tokens);
+        end_before_data(&mut tokens);
         let datafusion = DFParserBuilder::new(tokens)
             .with_dialect(&DIALECT)
             .with_recursion_limit(RECURSION_LIMIT)
@@ -261,6 +263,47 @@ fn quote_tags(tokens: &mut [TokenWithSpan]) {
                 };
             }
             _ => seen = 0,
+        }
+    }
+}
+
+/// Makes WITH [NO] DATA at the end of a statement no part of the query before it: sqlparser would read
+/// on behind GROUP BY and names of types, where WITH can mean something else. It goes by the keyword of
+/// a word, so WITH gets one that ends a query anywhere; we go by the text.
+fn end_before_data(tokens: &mut [TokenWithSpan]) {
+    // The places of the last three words, nearest first, as far as nothing else is between them.
+    let mut words: [Option<usize>; 3] = [None; 3];
+    let mut ends = Vec::new();
+    let text = |index: Option<usize>| match index.map(|index| &tokens[index].token) {
+        Some(Token::Word(word)) => word.value.to_ascii_uppercase(),
+        _ => String::new(),
+    };
+    for (index, token) in tokens.iter().enumerate() {
+        match &token.token {
+            Token::Whitespace(_) => {}
+            Token::Word(word) if word.quote_style.is_none() => {
+                words = [Some(index), words[0], words[1]];
+            }
+            Token::SemiColon | Token::EOF => ends.push(std::mem::take(&mut words)),
+            _ => words = [None; 3],
+        }
+    }
+    ends.push(words);
+    let found: Vec<usize> = ends
+        .into_iter()
+        .filter_map(|words| match words.map(text) {
+            [data, with, _] if data == "DATA" && with == "WITH" => words[1],
+            [data, no, with] if data == "DATA" && no == "NO" && with == "WITH" => words[2],
+            _ => None,
+        })
+        .collect();
+    for index in found {
+        if let Some(TokenWithSpan {
+            token: Token::Word(word),
+            ..
+        }) = tokens.get_mut(index)
+        {
+            word.keyword = Keyword::EXPLAIN;
         }
     }
 }

@@ -1,4 +1,4 @@
-//! REFRESH COLUMN and EXPLAIN of it.
+//! REFRESH COLUMN, and EXPLAIN of statements of ours.
 
 use datafusion::sql::TableReference;
 
@@ -11,8 +11,12 @@ use crate::sql::statement::{RefreshColumn, RefreshScope, Statement};
 impl Reader {
     /// What comes after REFRESH.
     pub(super) fn refresh(&mut self) -> Read<RefreshColumn> {
+        if self.at("VIEW") {
+            let mend = "write REFRESH MATERIALIZED VIEW; other views hold no rows".to_string();
+            return self.expected_with_hint("COLUMN or MATERIALIZED VIEW", mend);
+        }
         if !self.eat("COLUMN") && !self.eat("COLUMNS") {
-            return self.expected("COLUMN");
+            return self.expected("COLUMN or MATERIALIZED VIEW");
         }
         let columns = self.list(Self::name)?;
         if !self.at("ON") {
@@ -104,7 +108,7 @@ impl Reader {
     }
 
     /// EXPLAIN of a statement of ours, if that comes next: from EXPLAIN on.
-    pub(super) fn explain_refresh(&mut self) -> Read<Option<Statement>> {
+    pub(super) fn explain(&mut self) -> Read<Option<Statement>> {
         let mut n = 1;
         let mut verbose = false;
         let mut analyze = false;
@@ -118,27 +122,57 @@ impl Reader {
             }
             n += 1;
         }
-        if self.at_nth(n, "CREATE MATERIALIZED VIEW")
-            || self.at_nth(n, "CREATE OR REPLACE MATERIALIZED VIEW")
-        {
-            return Err(Error::not_available("EXPLAIN CREATE MATERIALIZED VIEW").into());
-        }
-        if self.at_nth(n, "REFRESH MATERIALIZED VIEW") {
-            return Err(Error::not_available("EXPLAIN REFRESH MATERIALIZED VIEW").into());
-        }
-        if !self.at_nth(n, "REFRESH") {
+        let statement = [
+            "CREATE MATERIALIZED VIEW",
+            "CREATE OR REPLACE MATERIALIZED VIEW",
+            "REFRESH MATERIALIZED VIEW",
+            "REFRESH",
+        ]
+        .into_iter()
+        .find(|words| self.at_nth(n, words));
+        let Some(statement) = statement else {
             return Ok(None);
-        }
+        };
         if verbose {
-            return Err(Error::invalid("EXPLAIN REFRESH COLUMN takes no VERBOSE").into());
+            let statement = match statement {
+                "REFRESH" => "REFRESH COLUMN",
+                other => other,
+            };
+            return Err(Error::invalid(format!("EXPLAIN {statement} takes no VERBOSE")).into());
         }
-        for _ in 0..=n {
+        for _ in 0..n {
             self.parser().advance_token();
         }
-        let refresh = Box::new(self.refresh()?);
-        if refresh.is_async {
+        self.expect(statement)?;
+        let (statement, is_async) = match statement {
+            "REFRESH" => {
+                let refresh = Box::new(self.refresh()?);
+                let is_async = refresh.is_async;
+                (Statement::ExplainRefresh { analyze, refresh }, is_async)
+            }
+            "REFRESH MATERIALIZED VIEW" => {
+                let refresh = Box::new(self.refresh_view()?);
+                let is_async = refresh.is_async;
+                (Statement::ExplainRefreshView { analyze, refresh }, is_async)
+            }
+            _ if analyze => {
+                return Err(
+                    Error::invalid("EXPLAIN CREATE MATERIALIZED VIEW takes no ANALYZE")
+                        .with_hint(
+                            "make the view WITH NO DATA, then EXPLAIN ANALYZE REFRESH MATERIALIZED VIEW",
+                        )
+                        .into(),
+                );
+            }
+            create => {
+                let or_replace = create.contains("OR REPLACE");
+                let create = Box::new(self.create_materialized_view(or_replace)?);
+                (Statement::ExplainCreateView(create), false)
+            }
+        };
+        if is_async {
             return Err(Error::invalid("EXPLAIN does not go with ASYNC").into());
         }
-        Ok(Some(Statement::ExplainRefresh { analyze, refresh }))
+        Ok(Some(statement))
     }
 }

@@ -6,7 +6,8 @@
 //! `FROM t VERSION AS OF 5` becomes `FROM "t VERSION AS OF 5" AS t`, wherever a table can
 //! stand, and `VERSION AS OF 'v1'` likewise. sqlparser reads a number only there: the reader gives
 //! it a tag as a number that is the tag in its quotes. DataFusion's planner ignores a version that it is given, so none may be left
-//! when a statement leaves the parser; every other form of a version is an error.
+//! when a statement leaves the parser; every other form of a version is an error. The query of a
+//! materialized view has none: a version would not change any more, and a view follows its sources.
 //!
 //! # Hidden columns
 //!
@@ -32,15 +33,15 @@ use std::ops::ControlFlow;
 
 use datafusion::sql::parser::{CopyToSource, Statement as DataFusionStatement};
 use datafusion::sql::sqlparser::ast::{
-    ExceptSelectItem, ExcludeSelectItem, Expr, Ident, JoinConstraint, JoinOperator, ObjectName,
+    ExceptSelectItem, ExcludeSelectItem, Ident, JoinConstraint, JoinOperator, ObjectName,
     ObjectNamePart, Query, Select, SelectItem, SelectItemQualifiedWildcardKind, TableAlias,
-    TableFactor, TableVersion, TableWithJoins, Value, VisitMut, VisitorMut,
-    WildcardAdditionalOptions,
+    TableFactor, TableWithJoins, VisitMut, VisitorMut, WildcardAdditionalOptions,
 };
 
 use super::reader::normalise;
-use crate::database::name::{TableName, Version, is_tag};
-use crate::sql::statement::{AlterAction, Statement};
+use super::versions::read_version;
+use crate::database::name::TableName;
+use crate::sql::statement::{AlterAction, AlterViewAction, Statement};
 use crate::{Error, Result};
 
 /// The columns that `*` leaves out.
@@ -56,12 +57,32 @@ pub fn is_hidden_column(name: &str) -> bool {
 pub(super) fn resolve(statement: &mut Statement, row_ids: bool) -> Result<()> {
     let mut resolver = Resolver {
         row_ids,
+        of_materialized_view: matches!(
+            statement,
+            Statement::CreateMaterializedView(_)
+                | Statement::ExplainCreateView(_)
+                | Statement::AlterMaterializedView(_)
+        ),
         scopes: Vec::new(),
     };
     let flow = match statement {
         Statement::DataFusion(statement) => visit_datafusion(statement, &mut resolver),
         Statement::CreateTable(create) => create.query.visit(&mut resolver),
         Statement::CreateView(create) => create.query.visit(&mut resolver),
+        Statement::CreateMaterializedView(create) | Statement::ExplainCreateView(create) => {
+            create.query.visit(&mut resolver)
+        }
+        Statement::AlterMaterializedView(alter) => {
+            all(alter.actions.iter_mut().map(|action| match action {
+                AlterViewAction::As(query) => query.visit(&mut resolver),
+                AlterViewAction::RenameTo(_)
+                | AlterViewAction::Set(_)
+                | AlterViewAction::Reset(_)
+                | AlterViewAction::Suspend
+                | AlterViewAction::Resume
+                | AlterViewAction::UpgradeFunctions => ControlFlow::Continue(()),
+            }))
+        }
         Statement::Insert(insert) => insert.query.visit(&mut resolver),
         Statement::Update(update) => all([
             update.from.visit(&mut resolver),
@@ -102,6 +123,9 @@ pub(super) fn resolve(statement: &mut Statement, row_ids: bool) -> Result<()> {
         | Statement::Describe { .. }
         | Statement::Show(_)
         | Statement::Optimize { .. }
+        | Statement::RefreshView(_)
+        | Statement::ExplainRefreshView { .. }
+        | Statement::DescribeMaterializedView { .. }
         | Statement::Job(_)
         | Statement::Transaction { .. }
         | Statement::Vacuum(_)
@@ -151,6 +175,8 @@ struct Scope {
 
 struct Resolver {
     row_ids: bool,
+    /// Whether the query is one of a materialized view.
+    of_materialized_view: bool,
     scopes: Vec<Scope>,
 }
 
@@ -235,6 +261,9 @@ impl Resolver {
     /// Moves version and row ids of a table into its name.
     fn rename(&self, factor: &mut TableFactor) -> Result<()> {
         let row_ids = self.reads_row_ids(factor);
+        if self.of_materialized_view {
+            check_source(factor)?;
+        }
         let TableFactor::Table {
             name,
             alias,
@@ -393,54 +422,36 @@ impl Resolver {
     }
 }
 
-/// What VERSION AS OF says of the version.
-fn read_version(version: TableVersion) -> Result<Version> {
-    match version {
-        TableVersion::VersionAsOf(Expr::Value(value)) => match &value.value {
-            Value::Number(number, false) => version_of(number),
-            other => Err(not_a_version(&other.to_string())),
-        },
-        TableVersion::VersionAsOf(other) => Err(not_a_version(&other.to_string())),
-        TableVersion::TimestampAsOf(_) => Err(Error::not_available("TIMESTAMP AS OF")),
-        TableVersion::ForSystemTimeAsOf(_) => Err(Error::not_available("FOR SYSTEM_TIME AS OF")),
-        TableVersion::Function(_) => Err(Error::not_available("AT or BEFORE after a table")),
-        TableVersion::Changes { .. } => Err(Error::not_available("CHANGES after a table")),
+/// Refuses what can't be said of a table in the query of a materialized view.
+fn check_source(factor: &TableFactor) -> Result<()> {
+    let TableFactor::Table {
+        name,
+        version,
+        with_hints,
+        ..
+    } = factor
+    else {
+        return Ok(());
+    };
+    let last = name.0.last().and_then(ObjectNamePart::as_ident).cloned();
+    let own_name = last.map(normalise).unwrap_or_default();
+    if version.is_some() || TableName::parse(&own_name).version.is_some() {
+        return Err(Error::invalid(format!(
+            "the query of a materialized view can't read a version of '{}'",
+            TableName::parse(&own_name).name
+        ))
+        .with_hint(
+            "a materialized view follows its sources; AS OF of REFRESH reads older versions",
+        ));
     }
-}
-
-/// The version that a token says: a number, or a tag in its quotes.
-pub(super) fn version_of(token: &str) -> Result<Version> {
-    match tag_in_quotes(token) {
-        Some(tag) => Ok(Version::Tag(checked_tag(tag)?)),
-        None => match token.parse() {
-            Ok(number) => Ok(Version::Number(number)),
-            Err(_) => Err(not_a_version(token)),
-        },
+    // sqlparser takes them for hints about the table, which nobody would read.
+    if !with_hints.is_empty() {
+        return Err(
+            Error::invalid(format!("WITH (…) stands behind table '{own_name}'"))
+                .with_hint("the options of a materialized view stand before AS"),
+        );
     }
-}
-
-/// The tag in a number token that the reader made of one.
-pub(super) fn tag_in_quotes(token: &str) -> Option<&str> {
-    token.strip_prefix('\'')?.strip_suffix('\'')
-}
-
-/// `tag`, if it can be the name of one.
-pub(super) fn checked_tag(tag: &str) -> Result<String> {
-    match is_tag(tag) {
-        true => Ok(tag.to_string()),
-        false => Err(
-            Error::invalid(format!("'{tag}' can't be the name of a tag")).with_hint(
-                "use letters, digits, '_', '-' and single dots, not beginning or ending with a dot",
-            ),
-        ),
-    }
-}
-
-fn not_a_version(found: &str) -> Error {
-    Error::invalid(format!(
-        "VERSION AS OF takes the number of a version, or a tag in quotes, not {found}"
-    ))
-    .with_hint("SHOW VERSIONS FROM the table lists them")
+    Ok(())
 }
 
 /// Whether a table of this name may have row ids: not a file by its path, and not one of

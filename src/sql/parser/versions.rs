@@ -1,14 +1,14 @@
-//! VACUUM, tags and RESTORE: the statements about versions of a table.
+//! VACUUM, tags and RESTORE: the statements about versions of a table; and what names a version.
 
 use datafusion::sql::TableReference;
+use datafusion::sql::sqlparser::ast::{Expr, TableVersion, Value};
 use datafusion::sql::sqlparser::tokenizer::Token;
 
 use super::failure::Read;
 use super::reader::Reader;
-use super::relations::{checked_tag, tag_in_quotes, version_of};
-use crate::Error;
-use crate::database::name::Version;
+use crate::database::name::{Version, is_tag};
 use crate::sql::statement::{CreateTag, DropTag, Statement, Vacuum};
+use crate::{Error, Result};
 
 /// RETAIN takes at most so many hours: a century.
 const MAX_RETAIN_HOURS: u64 = 100 * 366 * 24;
@@ -120,6 +120,17 @@ impl Reader {
         }
     }
 
+    /// The number of a version, or a tag in single quotes.
+    pub(super) fn version(&mut self) -> Read<Version> {
+        let version = match &self.token(0).token {
+            Token::Number(number, false) => version_of(number)?,
+            Token::SingleQuotedString(tag) => Version::Tag(checked_tag(tag)?),
+            _ => return self.expected("the number of a version, or a tag in single quotes"),
+        };
+        self.parser().advance_token();
+        Ok(version)
+    }
+
     /// What comes after VACUUM.
     fn vacuum(&mut self) -> Read<Vacuum> {
         let mut vacuum = Vacuum {
@@ -195,4 +206,54 @@ impl Reader {
         self.expect_end("")?;
         Ok(Statement::Restore { table, version })
     }
+}
+
+/// What VERSION AS OF says of the version.
+pub(super) fn read_version(version: TableVersion) -> Result<Version> {
+    match version {
+        TableVersion::VersionAsOf(Expr::Value(value)) => match &value.value {
+            Value::Number(number, false) => version_of(number),
+            other => Err(not_a_version(&other.to_string())),
+        },
+        TableVersion::VersionAsOf(other) => Err(not_a_version(&other.to_string())),
+        TableVersion::TimestampAsOf(_) => Err(Error::not_available("TIMESTAMP AS OF")),
+        TableVersion::ForSystemTimeAsOf(_) => Err(Error::not_available("FOR SYSTEM_TIME AS OF")),
+        TableVersion::Function(_) => Err(Error::not_available("AT or BEFORE after a table")),
+        TableVersion::Changes { .. } => Err(Error::not_available("CHANGES after a table")),
+    }
+}
+
+/// The version that a token says: a number, or a tag in its quotes.
+fn version_of(token: &str) -> Result<Version> {
+    match tag_in_quotes(token) {
+        Some(tag) => Ok(Version::Tag(checked_tag(tag)?)),
+        None => match token.parse() {
+            Ok(number) => Ok(Version::Number(number)),
+            Err(_) => Err(not_a_version(token)),
+        },
+    }
+}
+
+/// The tag in a number token that the reader made of one.
+fn tag_in_quotes(token: &str) -> Option<&str> {
+    token.strip_prefix('\'')?.strip_suffix('\'')
+}
+
+/// `tag`, if it can be the name of one.
+fn checked_tag(tag: &str) -> Result<String> {
+    match is_tag(tag) {
+        true => Ok(tag.to_string()),
+        false => Err(
+            Error::invalid(format!("'{tag}' can't be the name of a tag")).with_hint(
+                "use letters, digits, '_', '-' and single dots, not beginning or ending with a dot",
+            ),
+        ),
+    }
+}
+
+fn not_a_version(found: &str) -> Error {
+    Error::invalid(format!(
+        "VERSION AS OF takes the number of a version, or a tag in quotes, not {found}"
+    ))
+    .with_hint("SHOW VERSIONS FROM the table lists them")
 }
