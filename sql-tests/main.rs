@@ -13,6 +13,7 @@ mod harness;
 mod opening;
 mod property;
 mod pylance;
+mod views;
 
 use std::env;
 use std::process::ExitCode;
@@ -39,6 +40,7 @@ fn trials() -> Vec<Trial> {
         opening::trials(),
         property::trials(),
         pylance::trials(),
+        views::trials(),
     ]
     .into_iter()
     .flatten()

@@ -50,5 +50,6 @@ pub mod session;
 pub mod shell;
 pub mod sql;
 pub mod storage;
+pub mod view;
 
 pub use error::{Error, ErrorKind, Result, nearest};

@@ -11,9 +11,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use datafusion::execution::SessionState;
 use datafusion::physical_plan::ExecutionPlan;
-use tokio::runtime::Handle;
 
 use super::assess::Rows;
 use super::commit::Committer;
@@ -21,10 +19,11 @@ use super::mirror::{mirror_states, needed_versions};
 use super::plan::{Limits, Pass, Wanted};
 use super::refresh::{ColumnReport, RanPass, Refresh, Settings, load_columns, order, plan_pass};
 use super::staged::{discard, discard_all};
-use crate::database::{Database, Table};
+use crate::database::Table;
 use crate::job::counters::Count;
 use crate::job::driver::{Driver, Ending, JobRequest, end_interrupted, stop_error};
-use crate::job::jobs::{Attached, Jobs};
+use crate::job::environment::Environment;
+use crate::job::jobs::Attached;
 use crate::job::ledger::Ledger;
 use crate::job::signal::Stop;
 use crate::storage::fragments::all_live_ids;
@@ -33,19 +32,6 @@ use crate::{Error, ErrorKind, Result};
 
 /// How often a pass is laid out anew because others changed the table meanwhile.
 const ROUNDS: usize = 5;
-
-/// What a refresh runs in.
-#[derive(Debug, Clone)]
-pub struct Environment {
-    /// The database.
-    pub database: Arc<Database>,
-    /// The session, for planning.
-    pub state: SessionState,
-    /// The jobs of this process.
-    pub jobs: Arc<Jobs>,
-    /// Where units are computed.
-    pub workers: Handle,
-}
 
 /// What a refresh came to.
 #[derive(Debug)]

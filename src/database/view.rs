@@ -3,6 +3,7 @@
 //! A view is a file `_headwater/views/<name>.json`, written whole or not at all.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::Arc;
 
 use datafusion::arrow::datatypes::{Schema, SchemaRef};
@@ -109,24 +110,53 @@ impl Database {
     }
 }
 
+/// A view that reads an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reader {
+    /// Its name.
+    pub name: String,
+    /// Whether it is a materialized view.
+    pub is_materialized: bool,
+}
+
+impl fmt::Display for Reader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.is_materialized {
+            true => write!(f, "materialized view '{}'", self.name),
+            false => write!(f, "view '{}'", self.name),
+        }
+    }
+}
+
 impl Database {
-    /// Names of the views that read `name`, directly or through other views, nearest first.
-    pub async fn views_reading(&self, name: &str) -> Result<Vec<String>> {
-        let mut views = Vec::new();
+    /// The views that read `name`, directly or through others, nearest first.
+    pub async fn readers_of(&self, name: &str) -> Result<Vec<Reader>> {
+        let mut readers = Vec::new();
         for view in self.view_names().await? {
             if let Some(definition) = self.view(&view).await? {
-                views.push((view, definition.reads));
+                readers.push((view, false, definition.reads));
             }
         }
-        let mut found: Vec<String> = Vec::new();
+        for view in self.materialized_view_names().await? {
+            if let Some(definition) = self.materialized_view(&view).await? {
+                readers.push((view, true, definition.reads));
+            }
+        }
+        let mut found: Vec<Reader> = Vec::new();
         let mut next = vec![name.to_string()];
-        while let Some(read) = next.pop() {
-            for (view, reads) in &views {
-                if reads.contains(&read) && !found.contains(view) {
-                    found.push(view.clone());
-                    next.push(view.clone());
+        while !next.is_empty() {
+            let mut further = Vec::new();
+            for (view, is_materialized, reads) in &readers {
+                let is_found = found.iter().any(|reader| reader.name == *view);
+                if !is_found && next.iter().any(|read| reads.contains(read)) {
+                    found.push(Reader {
+                        name: view.clone(),
+                        is_materialized: *is_materialized,
+                    });
+                    further.push(view.clone());
                 }
             }
+            next = further;
         }
         Ok(found)
     }
@@ -139,7 +169,7 @@ impl Database {
             table: table.to_string(),
             schema: Arc::new(schema),
         };
-        for name in self.views_reading(table).await? {
+        for Reader { name, .. } in self.readers_of(table).await? {
             let Some(view) = self.view(&name).await? else {
                 continue;
             };

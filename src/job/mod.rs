@@ -9,6 +9,7 @@ pub mod clock;
 pub mod counters;
 mod driven;
 pub mod driver;
+pub mod environment;
 pub mod history;
 pub mod jobs;
 pub mod ledger;

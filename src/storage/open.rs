@@ -45,7 +45,10 @@ pub async fn open(
     }
     let table = table_name(uri);
     // Lance may panic over a damaged manifest; that must not take the process down.
-    let error = match AssertUnwindSafe(Box::pin(builder.load())).catch_unwind().await {
+    let error = match AssertUnwindSafe(Box::pin(builder.load()))
+        .catch_unwind()
+        .await
+    {
         Ok(Ok(dataset)) => return Ok(dataset),
         Ok(Err(error)) => storage_error(table, error),
         Err(panic) => panicked(table, panic),

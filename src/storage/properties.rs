@@ -16,5 +16,8 @@ pub const COMPUTED_ROWS: &str = "headwater.computed_rows.";
 /// Prefix of the state of a computed column; the field's id follows.
 pub const COLUMN_STATE: &str = "headwater.column_state.";
 
+/// The state of a materialized view.
+pub const VIEW_STATE: &str = "headwater.view_state";
+
 /// The job that a commit is of, and which of its drivers made it.
 pub const JOB: &str = "headwater.job";

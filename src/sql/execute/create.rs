@@ -332,7 +332,10 @@ impl Executor {
 }
 
 /// Names of the tables and views of the database that a query names.
-fn objects_read(context: &SessionContext, query: &ast::Query) -> Result<BTreeSet<String>> {
+pub(super) fn objects_read(
+    context: &SessionContext,
+    query: &ast::Query,
+) -> Result<BTreeSet<String>> {
     let statement =
         DataFusionStatement::Statement(Box::new(ast::Statement::Query(Box::new(query.clone()))));
     let references = context.state().resolve_table_references(&statement)?;

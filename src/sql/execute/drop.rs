@@ -6,6 +6,7 @@ use datafusion::prelude::DataFrame;
 
 use super::Executor;
 use super::report::Done;
+use crate::database::view::Reader;
 use crate::sql::statement::{Drop, DropKind};
 use crate::{Error, ErrorKind, Result};
 
@@ -28,38 +29,57 @@ impl Executor {
                 return Err(self.nothing_to_drop(&name, drop.kind).await?);
             }
         }
-        // Everything is checked before anything is dropped.
-        let mut dependents = Vec::new();
+        self.drop_with_dependents(statement, names, drop.cascade, started)
+            .await
+    }
+
+    /// Drops objects, and with CASCADE what reads them. Everything is checked before anything is dropped.
+    pub(super) async fn drop_with_dependents(
+        &self,
+        statement: &'static str,
+        names: Vec<String>,
+        cascade: bool,
+        started: Instant,
+    ) -> Result<DataFrame> {
+        let mut dependents: Vec<Reader> = Vec::new();
         for name in &names {
-            for view in self.database.views_reading(name).await? {
-                if !names.contains(&view) && !dependents.contains(&view) {
-                    dependents.push(view);
+            for reader in self.database.readers_of(name).await? {
+                if !names.contains(&reader.name) && !dependents.contains(&reader) {
+                    dependents.push(reader);
                 }
             }
         }
-        if !dependents.is_empty() && !drop.cascade {
+        if !dependents.is_empty() && !cascade {
+            let readers: Vec<String> = dependents.iter().map(ToString::to_string).collect();
             return Err(Error::new(
                 ErrorKind::Dependents,
                 format!(
-                    "'{}' can't be dropped: view '{}' reads it",
+                    "'{}' can't be dropped: {} reads it",
                     names.join("', '"),
-                    dependents.join("', '")
+                    readers.join(", ")
                 ),
             )
             .with_hint("DROP … CASCADE drops them too"));
         }
         let mut done = Vec::new();
-        for view in dependents {
-            self.database.remove_view(&view).await?;
-            done.push(Done::altered("DROP VIEW", view, None));
+        // Those that read others go first.
+        for reader in dependents.into_iter().rev() {
+            match reader.is_materialized {
+                true => self.remove_materialized_view(&reader.name).await?,
+                false => self.database.remove_view(&reader.name).await?,
+            }
+            let statement = match reader.is_materialized {
+                true => "DROP MATERIALIZED VIEW",
+                false => "DROP VIEW",
+            };
+            done.push(Done::altered(statement, reader.name, None));
         }
         for name in names {
-            match drop.kind {
-                DropKind::View => self.database.remove_view(&name).await?,
-                DropKind::Table if self.database.remove_session_table(&name) => {}
-                DropKind::Table | DropKind::MaterializedView => {
-                    self.database.root().remove_table(&name).await?
-                }
+            match statement {
+                "DROP VIEW" => self.database.remove_view(&name).await?,
+                "DROP MATERIALIZED VIEW" => self.remove_materialized_view(&name).await?,
+                _ if self.database.remove_session_table(&name) => {}
+                _ => self.database.root().remove_table(&name).await?,
             }
             done.push(Done::altered(statement, name, None));
         }

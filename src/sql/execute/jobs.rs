@@ -10,6 +10,7 @@ use super::Executor;
 use super::report::Rows;
 use crate::column::refresh::Refresh;
 use crate::column::run::begin;
+use crate::job::environment::Environment;
 use crate::job::ledger::Ledger;
 use crate::job::record::{Control, JobState, JobSummary};
 use crate::job::signal::{Signal, Stop};
@@ -263,8 +264,8 @@ impl Executor {
     }
 
     /// What a refresh runs in.
-    pub(super) fn environment(&self) -> crate::column::run::Environment {
-        crate::column::run::Environment {
+    pub(super) fn environment(&self) -> Environment {
+        Environment {
             database: Arc::clone(&self.database),
             state: self.context.state(),
             jobs: Arc::clone(&self.jobs),

@@ -127,7 +127,7 @@ impl Executor {
             return Err(Error::new(
                 ErrorKind::Dependents,
                 format!(
-                    "column '{from}' of table '{}' can't be renamed: view '{view}' reads it",
+                    "column '{from}' of table '{}' can't be renamed: {view} reads it",
                     table.name
                 ),
             )
@@ -208,10 +208,10 @@ impl Executor {
         if self.database.object_type(&new).await?.is_some() {
             return Err(exists("table", &new));
         }
-        if let Some(view) = self.database.views_reading(name).await?.first() {
+        if let Some(view) = self.database.readers_of(name).await?.first() {
             return Err(Error::new(
                 ErrorKind::Dependents,
-                format!("table '{name}' can't be renamed: view '{view}' reads it"),
+                format!("table '{name}' can't be renamed: {view} reads it"),
             )
             .with_hint("drop the view, rename, and make the view again"));
         }

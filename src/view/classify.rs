@@ -1,0 +1,506 @@
+//! From a query's plan to operators: which class each belongs to, and what its key is.
+
+use std::sync::Arc;
+
+use datafusion::arrow::datatypes::DataType;
+use datafusion::arrow::row::{RowConverter, SortField};
+use datafusion::common::ScalarValue;
+use datafusion::common::{Column, DFSchema, DFSchemaRef, DataFusionError, JoinType};
+use datafusion::datasource::source_as_provider;
+use datafusion::logical_expr::expr::{
+    AggregateFunction, AggregateFunctionParams, Alias, GroupingSet, WindowFunction,
+};
+use datafusion::logical_expr::{
+    Aggregate, Expr, Join, Limit, LogicalPlan, Projection, SortExpr, TableScan, Union, Unnest,
+    Values, Window, WindowFrameUnits, lit,
+};
+
+use super::constant::Constant;
+use super::group::Group;
+use super::join::InnerJoin;
+use super::matching::MatchingJoin;
+use super::operator::Node;
+use super::relation::{KeyColumn, key_columns};
+use super::row::{ByRow, RowStep};
+use super::source::{Scan, Source};
+use super::top::Top;
+use super::union::UnionAll;
+use super::unnest::Unnested;
+use super::window::Windows;
+use crate::Error;
+use crate::database::LanceTable;
+
+/// A query as operators.
+#[derive(Debug)]
+pub(super) struct Classified {
+    /// The last operator.
+    pub(super) root: Node,
+    /// The sources, in the order of the query.
+    pub(super) sources: Vec<Source>,
+}
+
+/// Why a query can't be maintained.
+#[derive(Debug)]
+pub(super) enum Obstacle {
+    /// It can only be computed in full, for this reason code.
+    Full(String),
+    /// It can't be a materialized view.
+    Refused(Error),
+}
+
+impl From<Error> for Obstacle {
+    fn from(error: Error) -> Self {
+        Self::Refused(error)
+    }
+}
+
+impl From<DataFusionError> for Obstacle {
+    fn from(error: DataFusionError) -> Self {
+        Self::Refused(error.into())
+    }
+}
+
+type Classification<T> = std::result::Result<T, Obstacle>;
+
+/// Divides a plan into operators.
+pub(super) fn classify(plan: &LogicalPlan) -> Classification<Classified> {
+    let mut classifier = Classifier::default();
+    let root = classifier.node(plan)?;
+    Ok(Classified {
+        root,
+        sources: classifier.sources,
+    })
+}
+
+/// The table that a scan reads, with the columns of it.
+pub(super) fn source_of(scan: &TableScan, table: &LanceTable) -> Source {
+    let mut columns: Vec<String> = Vec::new();
+    let filtered = scan.filters.iter().flat_map(Expr::column_refs);
+    let read = scan.projected_schema.columns();
+    for column in read.iter().chain(filtered) {
+        let is_row_id = column.name == "_rowid" || column.name == "_rowaddr";
+        if !columns.contains(&column.name) && !is_row_id {
+            columns.push(column.name.clone());
+        }
+    }
+    Source {
+        table: table.name().to_string(),
+        dataset: Arc::clone(table.dataset()),
+        columns,
+    }
+}
+
+fn not_incremental(operator: &str) -> Obstacle {
+    Obstacle::Full(format!("OPERATOR_NOT_INCREMENTALIZABLE({operator})"))
+}
+
+#[derive(Debug, Default)]
+struct Classifier {
+    nodes: usize,
+    keys: usize,
+    sources: Vec<Source>,
+}
+
+impl Classifier {
+    fn next_node(&mut self) -> usize {
+        self.nodes += 1;
+        self.nodes
+    }
+
+    fn key(&mut self, data_type: DataType, source: Option<usize>) -> KeyColumn {
+        self.keys += 1;
+        KeyColumn {
+            name: format!("__key_{}", self.keys),
+            data_type,
+            source,
+        }
+    }
+
+    fn node(&mut self, plan: &LogicalPlan) -> Classification<Node> {
+        match plan {
+            LogicalPlan::TableScan(scan) => self.scan(scan),
+            LogicalPlan::Projection(projection) => {
+                let step = RowStep::Project(projection.expr.clone());
+                self.by_row(plan, &projection.input, step)
+            }
+            LogicalPlan::Filter(filter) => {
+                let step = RowStep::Filter(filter.predicate.clone());
+                self.by_row(plan, &filter.input, step)
+            }
+            LogicalPlan::SubqueryAlias(alias) => {
+                let step = RowStep::Alias(alias.alias.clone());
+                self.by_row(plan, &alias.input, step)
+            }
+            LogicalPlan::Unnest(unnest) => self.unnest(unnest),
+            LogicalPlan::Union(union) => self.union(union),
+            LogicalPlan::Join(join) => self.join(join),
+            LogicalPlan::Aggregate(aggregate) => self.aggregate(aggregate),
+            LogicalPlan::Window(window) => self.window(window),
+            LogicalPlan::Limit(limit) => self.limit(limit),
+            // An order without a limit is none of a table's.
+            LogicalPlan::Sort(sort) if sort.fetch.is_none() => self.node(&sort.input),
+            LogicalPlan::Repartition(repartition) => self.node(&repartition.input),
+            LogicalPlan::EmptyRelation(empty) => {
+                let rows = match empty.produce_one_row {
+                    true => vec![plan.clone()],
+                    false => Vec::new(),
+                };
+                self.constant(&empty.schema, Constant { rows })
+            }
+            LogicalPlan::Values(values @ Values { schema, .. }) => {
+                self.constant(schema, Constant::values(values))
+            }
+            LogicalPlan::RecursiveQuery(_) => Err(not_incremental("RecursiveQuery")),
+            other => {
+                let name = other.display().to_string();
+                let name = name.split([' ', ':']).next().unwrap_or_default();
+                Err(not_incremental(name))
+            }
+        }
+    }
+
+    fn scan(&mut self, scan: &TableScan) -> Classification<Node> {
+        let provider = source_as_provider(&scan.source)?;
+        let Some(table) = provider.downcast_ref::<LanceTable>() else {
+            return Err(not_incremental("TableFunction"));
+        };
+        if scan.fetch.is_some() {
+            return Err(not_incremental("Limit"));
+        }
+        let place = self.sources.len();
+        let source = source_of(scan, table);
+        self.sources.push(source.clone());
+        let keys = vec![self.key(DataType::UInt64, Some(place))];
+        let schema = Arc::clone(&scan.projected_schema);
+        let operator = Scan {
+            place,
+            name: scan.table_name.clone(),
+            source,
+            filters: scan.filters.clone(),
+            schema: Arc::clone(&schema),
+        };
+        Ok(Node::new(self.next_node(), schema, keys, operator))
+    }
+
+    fn constant(&mut self, schema: &DFSchemaRef, constant: Constant) -> Classification<Node> {
+        let keys = vec![self.key(DataType::UInt64, None)];
+        Ok(Node::new(
+            self.next_node(),
+            Arc::clone(schema),
+            keys,
+            constant,
+        ))
+    }
+
+    fn by_row(
+        &mut self,
+        plan: &LogicalPlan,
+        input: &LogicalPlan,
+        step: RowStep,
+    ) -> Classification<Node> {
+        let input = self.node(input)?;
+        let (schema, keys) = (Arc::clone(plan.schema()), input.keys.clone());
+        let operator = ByRow { input, step };
+        Ok(Node::new(self.next_node(), schema, keys, operator))
+    }
+
+    fn unnest(&mut self, unnest: &Unnest) -> Classification<Node> {
+        let input = self.node(&unnest.input)?;
+        let mut keys = input.keys.clone();
+        if !unnest.list_type_columns.is_empty() {
+            if unnest
+                .list_type_columns
+                .iter()
+                .any(|(_, list)| list.depth != 1)
+                || !unnest.options.recursions.is_empty()
+            {
+                return Err(not_incremental("Unnest"));
+            }
+            keys.push(self.key(DataType::Int64, None));
+        }
+        let operator = Unnested {
+            input,
+            unnest: unnest.clone(),
+        };
+        let schema = Arc::clone(&unnest.schema);
+        Ok(Node::new(self.next_node(), schema, keys, operator))
+    }
+
+    fn union(&mut self, union: &Union) -> Classification<Node> {
+        let mut keys = vec![self.key(DataType::UInt64, None)];
+        let mut branches = Vec::with_capacity(union.inputs.len());
+        for input in &union.inputs {
+            let branch = self.node(input)?;
+            keys.extend(branch.keys.iter().cloned());
+            branches.push(branch);
+        }
+        let schema = Arc::clone(&union.schema);
+        Ok(Node::new(
+            self.next_node(),
+            schema,
+            keys,
+            UnionAll { branches },
+        ))
+    }
+
+    fn join(&mut self, join: &Join) -> Classification<Node> {
+        let left = self.node(&join.left)?;
+        let right = self.node(&join.right)?;
+        let keys: Vec<KeyColumn> = match join.join_type {
+            JoinType::LeftSemi | JoinType::LeftAnti | JoinType::LeftMark => left.keys.clone(),
+            JoinType::RightSemi | JoinType::RightAnti | JoinType::RightMark => right.keys.clone(),
+            JoinType::Inner | JoinType::Left | JoinType::Right | JoinType::Full => {
+                left.keys.iter().chain(&right.keys).cloned().collect()
+            }
+        };
+        let (schema, join) = (Arc::clone(&join.schema), join.clone());
+        let id = self.next_node();
+        Ok(match join.join_type {
+            JoinType::Inner => Node::new(id, schema, keys, InnerJoin { left, right, join }),
+            _ => {
+                let on = join.on.iter().map(|(key, _)| key);
+                check_keys(on, &left.schema)?;
+                Node::new(id, schema, keys, MatchingJoin { left, right, join })
+            }
+        })
+    }
+
+    fn aggregate(&mut self, aggregate: &Aggregate) -> Classification<Node> {
+        if let [Expr::GroupingSet(sets)] = aggregate.group_expr.as_slice() {
+            let union = grouping_sets(aggregate, sets)?;
+            return self.node(&union);
+        }
+        let input = self.node(&aggregate.input)?;
+        check_keys(aggregate.group_expr.iter(), &input.schema)?;
+        let groups = aggregate.group_expr.clone();
+        let schema = Arc::clone(&aggregate.schema);
+        let keys = match groups.is_empty() {
+            true => vec![self.key(DataType::UInt64, None)],
+            false => schema.fields()[..groups.len()]
+                .iter()
+                .map(|field| self.key(field.data_type().clone(), None))
+                .collect(),
+        };
+        let aggregates = aggregate
+            .aggr_expr
+            .iter()
+            .map(|function| ordered_aggregate(function, &input.keys))
+            .collect();
+        let operator = Group {
+            input,
+            groups,
+            aggregates,
+        };
+        Ok(Node::new(self.next_node(), schema, keys, operator))
+    }
+
+    fn window(&mut self, window: &Window) -> Classification<Node> {
+        let mut partitions: Option<Vec<Expr>> = None;
+        for function in &window.window_expr {
+            let Expr::WindowFunction(function) = function.clone().unalias() else {
+                return Err(not_incremental("Window"));
+            };
+            let by = &function.params.partition_by;
+            partitions = Some(match partitions {
+                None => by.clone(),
+                Some(shared) => shared.into_iter().filter(|e| by.contains(e)).collect(),
+            });
+        }
+        let partitions = partitions.unwrap_or_default();
+        if partitions.is_empty() {
+            return Err(Obstacle::Full("WINDOW_WITHOUT_PARTITION_BY".to_string()));
+        }
+        let input = self.node(&window.input)?;
+        check_keys(partitions.iter(), &input.schema)?;
+        let functions = window
+            .window_expr
+            .iter()
+            .map(|function| ordered_window(function, &input.keys))
+            .collect();
+        let (schema, keys) = (Arc::clone(&window.schema), input.keys.clone());
+        let operator = Windows {
+            input,
+            functions,
+            partitions,
+        };
+        Ok(Node::new(self.next_node(), schema, keys, operator))
+    }
+
+    fn limit(&mut self, limit: &Limit) -> Classification<Node> {
+        let mut input = limit.input.as_ref();
+        let mut order: Vec<SortExpr> = Vec::new();
+        match input {
+            LogicalPlan::Sort(sort) => {
+                order = sort.expr.clone();
+                input = &sort.input;
+            }
+            // A column that is only sorted by is projected away behind the sort.
+            LogicalPlan::Projection(projection)
+                if matches!(projection.input.as_ref(), LogicalPlan::Sort(_)) =>
+            {
+                let below = LogicalPlan::Limit(Limit {
+                    skip: limit.skip.clone(),
+                    fetch: limit.fetch.clone(),
+                    input: Arc::clone(&projection.input),
+                });
+                let above = Projection::try_new(projection.expr.clone(), Arc::new(below))?;
+                return self.node(&LogicalPlan::Projection(above));
+            }
+            _ => {}
+        }
+        let input = self.node(input)?;
+        let (schema, keys) = (Arc::clone(&input.schema), input.keys.clone());
+        let operator = Top {
+            input,
+            order,
+            skip: limit.skip.clone(),
+            fetch: limit.fetch.clone(),
+        };
+        Ok(Node::new(self.next_node(), schema, keys, operator))
+    }
+}
+
+/// Refuses keys of a type that can't be compared.
+fn check_keys<'a>(
+    keys: impl IntoIterator<Item = &'a Expr>,
+    schema: &DFSchema,
+) -> Classification<()> {
+    use datafusion::logical_expr::ExprSchemable;
+
+    for key in keys {
+        let field = SortField::new(key.get_type(schema)?);
+        if !RowConverter::supports_fields(&[field]) {
+            return Err(not_incremental("Aggregate"));
+        }
+    }
+    Ok(())
+}
+
+/// Aggregates whose result depends on the order of the rows.
+const ORDERED_AGGREGATES: [&str; 5] = [
+    "array_agg",
+    "string_agg",
+    "first_value",
+    "last_value",
+    "nth_value",
+];
+
+/// An aggregate with ties in its order broken by `keys`, if its result depends on it.
+fn ordered_aggregate(function: &Expr, keys: &[KeyColumn]) -> Expr {
+    match function {
+        Expr::Alias(alias) => Expr::Alias(Alias {
+            expr: Box::new(ordered_aggregate(&alias.expr, keys)),
+            ..alias.clone()
+        }),
+        Expr::AggregateFunction(AggregateFunction { func, params })
+            if ORDERED_AGGREGATES.contains(&func.name()) =>
+        {
+            let mut order = params.order_by.clone();
+            match params.distinct {
+                true if order.is_empty() => {
+                    order.extend(params.args.first().map(|arg| arg.clone().sort(true, true)));
+                }
+                true => {}
+                false => order.extend(by_keys(keys)),
+            }
+            // The output keeps the name that the query gave it.
+            let name = function.schema_name().to_string();
+            Expr::AggregateFunction(AggregateFunction {
+                func: Arc::clone(func),
+                params: AggregateFunctionParams {
+                    order_by: order,
+                    ..params.clone()
+                },
+            })
+            .alias(name)
+        }
+        other => other.clone(),
+    }
+}
+
+/// A window function with ties in its order broken by `keys`, where that leaves its meaning as it is.
+fn ordered_window(function: &Expr, keys: &[KeyColumn]) -> Expr {
+    match function {
+        Expr::Alias(alias) => Expr::Alias(Alias {
+            expr: Box::new(ordered_window(&alias.expr, keys)),
+            ..alias.clone()
+        }),
+        Expr::WindowFunction(window) => {
+            let WindowFunction { fun, params } = window.as_ref();
+            // With RANGE and GROUPS, rows that tie are peers.
+            let by_place = ["row_number", "ntile", "lag", "lead"].contains(&fun.name());
+            let in_rows = params.window_frame.units == WindowFrameUnits::Rows;
+            if !by_place && !in_rows {
+                return function.clone();
+            }
+            let name = function.schema_name().to_string();
+            let mut params = params.clone();
+            params.order_by.extend(by_keys(keys));
+            Expr::WindowFunction(Box::new(WindowFunction {
+                fun: fun.clone(),
+                params,
+            }))
+            .alias(name)
+        }
+        other => other.clone(),
+    }
+}
+
+fn by_keys(keys: &[KeyColumn]) -> impl Iterator<Item = SortExpr> {
+    key_columns(keys)
+        .into_iter()
+        .map(|key| key.sort(true, true))
+}
+
+/// Grouping sets as a union of groupings, with the same columns.
+fn grouping_sets(aggregate: &Aggregate, sets: &GroupingSet) -> Classification<LogicalPlan> {
+    let all: Vec<Expr> = sets.distinct_expr().into_iter().cloned().collect();
+    let groups: Vec<Vec<Expr>> = match sets {
+        GroupingSet::GroupingSets(sets) => sets.clone(),
+        // They are spelled out when the plan is made.
+        GroupingSet::Rollup(_) | GroupingSet::Cube(_) => return Err(not_incremental("Aggregate")),
+    };
+    let mut seen: Vec<&Vec<Expr>> = Vec::new();
+    let mut inputs = Vec::with_capacity(groups.len());
+    for group in &groups {
+        if seen.contains(&group) {
+            return Err(not_incremental("Aggregate"));
+        }
+        seen.push(group);
+        let grouped = Aggregate::try_new(
+            Arc::clone(&aggregate.input),
+            group.clone(),
+            aggregate.aggr_expr.clone(),
+        )?;
+        let columns = grouped.schema.columns();
+        let mut id: u64 = 0;
+        let mut values = Vec::with_capacity(aggregate.schema.fields().len());
+        for (place, expr) in all.iter().enumerate() {
+            let (qualifier, field) = aggregate.schema.qualified_field(place);
+            id <<= 1;
+            let value = match group.iter().position(|other| other == expr) {
+                Some(at) => Expr::Column(columns[at].clone()),
+                None => {
+                    id |= 1;
+                    lit(ScalarValue::try_from(field.data_type())?)
+                }
+            };
+            values.push(value.alias_qualified(qualifier.cloned(), field.name()));
+        }
+        let (_, field) = aggregate.schema.qualified_field(all.len());
+        let id = ScalarValue::UInt64(Some(id)).cast_to(field.data_type())?;
+        values.push(lit(id).alias(field.name()));
+        for (at, column) in columns.iter().enumerate().skip(group.len()) {
+            let place = all.len() + 1 + at - group.len();
+            let (qualifier, field) = aggregate.schema.qualified_field(place);
+            let value = Expr::Column(Column::clone(column));
+            values.push(value.alias_qualified(qualifier.cloned(), field.name()));
+        }
+        let grouped = Projection::try_new(values, Arc::new(LogicalPlan::Aggregate(grouped)))?;
+        inputs.push(Arc::new(LogicalPlan::Projection(grouped)));
+    }
+    Ok(LogicalPlan::Union(Union {
+        inputs,
+        schema: Arc::clone(&aggregate.schema),
+    }))
+}

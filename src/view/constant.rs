@@ -1,0 +1,66 @@
+//! Rows that are in the query itself: VALUES, and SELECT without FROM.
+//!
+//! Key: the place of the row. All are unchanged.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use datafusion::logical_expr::{LogicalPlan, Values, lit};
+
+use super::operator::{Node, Operator, Pass};
+use super::relation::{Side, columns, project, union};
+use crate::Result;
+
+/// Rows of the query itself.
+#[derive(Debug)]
+pub(super) struct Constant {
+    /// The rows, each as a plan of its own.
+    pub(super) rows: Vec<LogicalPlan>,
+}
+
+impl Constant {
+    /// The rows of VALUES.
+    pub(super) fn values(values: &Values) -> Self {
+        let rows = values.values.iter().map(|row| {
+            LogicalPlan::Values(Values {
+                schema: Arc::clone(&values.schema),
+                values: vec![row.clone()],
+            })
+        });
+        Self {
+            rows: rows.collect(),
+        }
+    }
+}
+
+#[async_trait]
+impl Operator for Constant {
+    fn class(&self) -> &'static str {
+        "constant"
+    }
+
+    fn inputs(&self) -> Vec<&Node> {
+        Vec::new()
+    }
+
+    fn is_by_row(&self) -> bool {
+        true
+    }
+
+    async fn relation(&self, node: &Node, _: &Pass, side: Side) -> Result<Option<LogicalPlan>> {
+        if matches!(side, Side::Removed | Side::Added) {
+            return Ok(None);
+        }
+        let mut parts = Vec::with_capacity(self.rows.len());
+        for (place, row) in self.rows.iter().enumerate() {
+            let mut all = columns(&node.schema);
+            all.extend(
+                node.keys
+                    .iter()
+                    .map(|key| lit(place as u64).alias(&key.name)),
+            );
+            parts.push(Some(project(row.clone(), all)?));
+        }
+        Ok(union(parts))
+    }
+}

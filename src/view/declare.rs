@@ -1,0 +1,68 @@
+//! What a query would be as a materialized view.
+
+use std::collections::BTreeSet;
+
+use datafusion::arrow::datatypes::Schema;
+use datafusion::execution::SessionState;
+
+use super::assess::Query;
+use crate::Result;
+use crate::database::Database;
+use crate::database::materialized_view::ViewDefinition;
+
+/// How the query of a view is maintained.
+#[derive(Debug)]
+pub struct Maintenance {
+    /// The columns of the table that holds its rows, hidden ones too.
+    pub schema: Schema,
+    /// The classes of its operators, from the top down; empty if it can only be computed in full.
+    pub classes: Vec<&'static str>,
+    /// The reason code if it can only be computed in full; empty otherwise.
+    pub obstacle: String,
+    /// Tables and the columns that it reads of them, in the order of the query.
+    pub sources: Vec<(String, Vec<String>)>,
+}
+
+/// Plans the query of a definition.
+///
+/// # Errors
+///
+/// If it can't be planned, or reads what has no versions.
+pub async fn maintenance(state: &SessionState, definition: &ViewDefinition) -> Result<Maintenance> {
+    let query = Query::plan(state, definition).await?;
+    let sources = query.sources.iter();
+    Ok(Maintenance {
+        schema: query.schema(),
+        classes: query
+            .root
+            .as_ref()
+            .map(|root| root.classes())
+            .unwrap_or_default(),
+        sources: sources
+            .map(|source| (source.table.clone(), source.columns.clone()))
+            .collect(),
+        obstacle: query.obstacle,
+    })
+}
+
+/// Names of the tables that a definition reads, directly or through views.
+pub async fn tables_read(
+    database: &Database,
+    definition: &ViewDefinition,
+) -> Result<BTreeSet<String>> {
+    let mut tables = BTreeSet::new();
+    let mut seen: BTreeSet<String> = BTreeSet::new();
+    let mut next: Vec<String> = definition.reads.iter().cloned().collect();
+    while let Some(name) = next.pop() {
+        if !seen.insert(name.clone()) {
+            continue;
+        }
+        match database.view(&name).await? {
+            Some(view) => next.extend(view.reads),
+            None => {
+                tables.insert(name);
+            }
+        }
+    }
+    Ok(tables)
+}

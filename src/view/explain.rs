@@ -1,0 +1,65 @@
+//! What a refresh would do, and why, as lines of an item and a value.
+
+use super::assess::{Assessment, assess};
+use super::refresh::{ViewRefresh, open_view};
+use crate::Result;
+use crate::job::environment::Environment;
+
+/// Explains a refresh without running it.
+pub async fn explain(
+    environment: &Environment,
+    request: &ViewRefresh,
+) -> Result<Vec<(&'static str, String)>> {
+    let (view, definition) = open_view(&environment.database, &request.view).await?;
+    let assessment = assess(
+        &environment.database,
+        &environment.state,
+        &view,
+        &definition,
+        request.scope,
+    )
+    .await?;
+    let Assessment {
+        query,
+        mode,
+        reason,
+        changes,
+        ..
+    } = assessment;
+    let mut lines = vec![
+        ("materialized view", view.name.clone()),
+        ("mode", mode.to_string()),
+        (
+            "reason",
+            match (mode, reason.as_str()) {
+                ("none", _) => "nothing that it reads has changed".to_string(),
+                ("incremental", _) => "only what changed in its sources".to_string(),
+                (_, reason) => reason.to_string(),
+            },
+        ),
+        (
+            "classes",
+            match &query.root {
+                Some(root) => root.classes().join(", "),
+                None => format!("full: {}", query.obstacle),
+            },
+        ),
+    ];
+    for (change, source) in changes.iter().zip(&query.sources) {
+        lines.push(("source", change.table.clone()));
+        lines.push(("columns read", source.columns.join(", ")));
+        let versions = match change.from {
+            Some(from) => format!("{from} to {}, {} commits", change.to, change.commits),
+            None => change.to.to_string(),
+        };
+        lines.push(("versions", versions));
+        let rows = match change.rows {
+            Some([inserted, updated, deleted]) => {
+                format!("{inserted} inserted, {updated} updated, {deleted} deleted")
+            }
+            None => "all".to_string(),
+        };
+        lines.push(("rows", rows));
+    }
+    Ok(lines)
+}

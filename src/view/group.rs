@@ -1,0 +1,91 @@
+//! GROUP BY, and aggregates of a whole relation.
+//!
+//! Key: the group. With *K* the groups of the rows that are removed from the input *S* or added to it:
+//!
+//! - removed = γ(S₀ ⋉ K), added = γ(S₁ ⋉ K), unchanged = γ(S₁ ▷ K).
+//!
+//! This holds for every aggregate function. Without GROUP BY there is one group, which is touched by any change.
+//! Grouping sets are a union of groupings, and DISTINCT is a grouping by all columns.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use datafusion::logical_expr::{Aggregate, Expr, Filter, LogicalPlan, lit};
+
+use super::keys::in_keys;
+use super::operator::{Node, Operator, Pass};
+use super::relation::{Side, columns, project};
+use crate::Result;
+
+/// A grouping.
+#[derive(Debug)]
+pub(super) struct Group {
+    /// Where the rows come from.
+    pub(super) input: Node,
+    /// What they are grouped by; empty for one group.
+    pub(super) groups: Vec<Expr>,
+    /// What is computed of each group.
+    pub(super) aggregates: Vec<Expr>,
+}
+
+impl Group {
+    fn over(&self, node: &Node, rows: LogicalPlan) -> Result<LogicalPlan> {
+        let grouped = LogicalPlan::Aggregate(Aggregate::try_new(
+            Arc::new(rows),
+            self.groups.clone(),
+            self.aggregates.clone(),
+        )?);
+        let mut all = columns(&node.schema);
+        // The groups are its first columns. The only group has a number for a key.
+        let groups = node.schema.columns().into_iter().map(Expr::Column);
+        let groups: Vec<Expr> = match self.groups.is_empty() {
+            true => vec![lit(0_u64)],
+            false => groups.collect(),
+        };
+        let keys = node.keys.iter().zip(groups);
+        all.extend(keys.map(|(key, group)| group.alias(&key.name)));
+        Ok(project(grouped, all)?)
+    }
+}
+
+#[async_trait]
+impl Operator for Group {
+    fn class(&self) -> &'static str {
+        "group"
+    }
+
+    fn inputs(&self) -> Vec<&Node> {
+        vec![&self.input]
+    }
+
+    async fn relation(&self, node: &Node, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>> {
+        let mut restriction = None;
+        if !matches!(side, Side::Old | Side::New) {
+            let touched = pass
+                .touched(3 * node.id, &[(&self.input, &self.groups[..])])
+                .await?;
+            let takes_all = touched.is_empty() || self.groups.is_empty();
+            match (side == Side::Unchanged, touched.is_empty(), takes_all) {
+                // Nothing changed, or the only group did.
+                (true, true, _) => {}
+                (false, true, _) | (true, false, true) => return Ok(None),
+                (false, false, true) => {}
+                (true, false, false) => {
+                    restriction = Some(!in_keys(&touched, self.groups.clone()));
+                }
+                (false, false, false) => {
+                    restriction = Some(in_keys(&touched, self.groups.clone()));
+                }
+            }
+        }
+        let rows = match self.input.relation(pass, side.whole()).await? {
+            Some(rows) => rows,
+            None => return Ok(None),
+        };
+        let rows = match restriction {
+            Some(restriction) => LogicalPlan::Filter(Filter::try_new(restriction, Arc::new(rows))?),
+            None => rows,
+        };
+        self.over(node, rows).map(Some)
+    }
+}

@@ -1,0 +1,238 @@
+//! Sets of keys, and filters by them.
+//!
+//! A key is matched by the bytes that Arrow's row format gives it, so NULL is equal to NULL, NaN to NaN and
+//! 0.0 to -0.0, and keys of any type and number of columns are one kind of value.
+
+use std::collections::HashSet;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use datafusion::arrow::array::{Array, ArrayRef, AsArray, BooleanArray};
+use datafusion::arrow::compute::cast;
+use datafusion::arrow::datatypes::{DataType, Float32Type, Float64Type, UInt64Type};
+use datafusion::arrow::row::{RowConverter, Rows, SortField};
+use datafusion::common::{Result, ScalarValue};
+use datafusion::execution::SendableRecordBatchStream;
+use datafusion::logical_expr::{
+    ColumnarValue, Expr, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
+};
+use futures::StreamExt;
+
+use crate::storage::RowSet;
+
+/// Turns rows into bytes that are equal when the rows are.
+#[derive(Debug)]
+pub(super) struct RowEncoder {
+    types: Vec<DataType>,
+    converter: RowConverter,
+}
+
+impl RowEncoder {
+    /// For rows of these types; `None` if there is one among them that can't be compared.
+    pub(super) fn new<'a>(types: impl IntoIterator<Item = &'a DataType>) -> Result<Option<Self>> {
+        let types: Vec<DataType> = types.into_iter().cloned().collect();
+        let fields: Vec<SortField> = types.iter().cloned().map(SortField::new).collect();
+        if !RowConverter::supports_fields(&fields) {
+            return Ok(None);
+        }
+        let converter = RowConverter::new(fields)?;
+        Ok(Some(Self { types, converter }))
+    }
+
+    /// The bytes of each row.
+    pub(super) fn encode(&self, columns: &[ArrayRef]) -> Result<Rows> {
+        let columns = columns
+            .iter()
+            .zip(&self.types)
+            .map(
+                |(column, data_type)| match column.data_type() == data_type {
+                    true => Ok(canonical(column)),
+                    // The two sides of a join may hold text in different ways.
+                    false => Ok(canonical(&cast(column, data_type)?)),
+                },
+            )
+            .collect::<Result<Vec<ArrayRef>>>()?;
+        Ok(self.converter.convert_columns(&columns)?)
+    }
+}
+
+/// One value for all that are equal: -0.0 and 0.0, and every NaN.
+fn canonical(array: &ArrayRef) -> ArrayRef {
+    match array.data_type() {
+        DataType::Float32 => Arc::new(array.as_primitive::<Float32Type>().unary::<_, Float32Type>(
+            |value| match value.is_nan() {
+                true => f32::NAN,
+                false => value + 0.0,
+            },
+        )),
+        DataType::Float64 => Arc::new(array.as_primitive::<Float64Type>().unary::<_, Float64Type>(
+            |value| match value.is_nan() {
+                true => f64::NAN,
+                false => value + 0.0,
+            },
+        )),
+        _ => Arc::clone(array),
+    }
+}
+
+/// A set of keys.
+#[derive(Debug)]
+pub(super) struct KeySet {
+    encoder: RowEncoder,
+    keys: HashSet<Box<[u8]>>,
+}
+
+impl KeySet {
+    /// A set for keys of these types; `None` if they can't be compared.
+    pub(super) fn new<'a>(types: impl IntoIterator<Item = &'a DataType>) -> Result<Option<Self>> {
+        Ok(RowEncoder::new(types)?.map(|encoder| Self {
+            encoder,
+            keys: HashSet::new(),
+        }))
+    }
+
+    /// Adds the rows of `rows`, whose columns are those of the key.
+    pub(super) async fn extend(&mut self, mut rows: SendableRecordBatchStream) -> Result<()> {
+        while let Some(batch) = rows.next().await {
+            let batch = batch?;
+            for row in &self.encoder.encode(batch.columns())? {
+                if !self.keys.contains(row.as_ref()) {
+                    self.keys.insert(row.as_ref().into());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there is no key.
+    pub(super) fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// How many keys.
+    pub(super) fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    fn contained(&self, columns: &[ArrayRef]) -> Result<BooleanArray> {
+        let rows = self.encoder.encode(columns)?;
+        Ok(rows
+            .iter()
+            .map(|row| Some(self.keys.contains(row.as_ref())))
+            .collect())
+    }
+}
+
+/// Whether a key is one of a set: an expression over the key's columns.
+#[derive(Debug)]
+struct InKeys {
+    keys: Arc<KeySet>,
+    signature: Signature,
+}
+
+impl PartialEq for InKeys {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.keys, &other.keys)
+    }
+}
+
+impl Eq for InKeys {}
+
+impl Hash for InKeys {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Arc::as_ptr(&self.keys).hash(state);
+    }
+}
+
+impl ScalarUDFImpl for InKeys {
+    fn name(&self) -> &str {
+        "in_keys"
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, _: &[DataType]) -> Result<DataType> {
+        Ok(DataType::Boolean)
+    }
+
+    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        let columns = ColumnarValue::values_to_arrays(&args.args)?;
+        Ok(ColumnarValue::Array(Arc::new(
+            self.keys.contained(&columns)?,
+        )))
+    }
+}
+
+/// Whether `key` is in `keys`.
+pub(super) fn in_keys(keys: &Arc<KeySet>, key: Vec<Expr>) -> Expr {
+    let signature = Signature::any(key.len(), Volatility::Immutable);
+    let function = InKeys {
+        keys: Arc::clone(keys),
+        signature,
+    };
+    ScalarUDF::new_from_impl(function).call(key)
+}
+
+/// Whether a row id is one of a set.
+#[derive(Debug)]
+struct InRows {
+    rows: Arc<RowSet>,
+    signature: Signature,
+}
+
+impl PartialEq for InRows {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.rows, &other.rows)
+    }
+}
+
+impl Eq for InRows {}
+
+impl Hash for InRows {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Arc::as_ptr(&self.rows).hash(state);
+    }
+}
+
+impl ScalarUDFImpl for InRows {
+    fn name(&self) -> &str {
+        "in_rows"
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, _: &[DataType]) -> Result<DataType> {
+        Ok(DataType::Boolean)
+    }
+
+    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        let contains = |id: Option<u64>| Some(id.is_some_and(|id| self.rows.contains(id)));
+        match args.args.first() {
+            Some(ColumnarValue::Array(ids)) => {
+                let found: BooleanArray = ids
+                    .as_primitive::<UInt64Type>()
+                    .iter()
+                    .map(contains)
+                    .collect();
+                Ok(ColumnarValue::Array(Arc::new(found)))
+            }
+            Some(ColumnarValue::Scalar(ScalarValue::UInt64(id))) => {
+                Ok(ColumnarValue::Scalar(ScalarValue::Boolean(contains(*id))))
+            }
+            _ => Ok(ColumnarValue::Scalar(ScalarValue::Boolean(None))),
+        }
+    }
+}
+
+/// Whether the row id `id` is in `rows`; false for NULL.
+pub(super) fn in_rows(rows: &Arc<RowSet>, id: Expr) -> Expr {
+    let function = InRows {
+        rows: Arc::clone(rows),
+        signature: Signature::exact(vec![DataType::UInt64], Volatility::Immutable),
+    };
+    ScalarUDF::new_from_impl(function).call(vec![id])
+}

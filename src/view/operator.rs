@@ -1,0 +1,193 @@
+//! The operators of a view's query, as maintenance sees them.
+
+use std::collections::HashMap;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use datafusion::common::DFSchemaRef;
+use datafusion::execution::{SendableRecordBatchStream, SessionState};
+use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, lit};
+use datafusion::physical_plan::execute_stream;
+use tokio::sync::{Mutex, OnceCell};
+
+use super::keys::KeySet;
+use super::relation::{KeyColumn, Side, arrange, project};
+use super::source::SourceVersions;
+use crate::{Error, Result};
+
+/// An operator of a class: it says how its relations follow from those of its inputs.
+#[async_trait]
+pub(super) trait Operator: Debug + Send + Sync {
+    /// One word for the class, as EXPLAIN shows it.
+    fn class(&self) -> &'static str;
+
+    /// What it reads from.
+    fn inputs(&self) -> Vec<&Node>;
+
+    /// One of its relations, with the columns of its node and the key behind them, in this order; `None` if there can't
+    /// be a row in it.
+    async fn relation(&self, node: &Node, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>>;
+
+    /// Whether each of its rows comes from single rows of the sources, whose ids are its key, so that a row of
+    /// its output changed only if one of those did.
+    fn is_by_row(&self) -> bool {
+        false
+    }
+}
+
+/// An operator in its place in the query.
+#[derive(Debug)]
+pub(super) struct Node {
+    /// Its number, one in the query.
+    pub(super) id: usize,
+    /// The columns of its output, without the key.
+    pub(super) schema: DFSchemaRef,
+    /// Its key.
+    pub(super) keys: Vec<KeyColumn>,
+    operator: Box<dyn Operator>,
+}
+
+impl Node {
+    /// An operator with these columns and this key.
+    pub(super) fn new(
+        id: usize,
+        schema: DFSchemaRef,
+        keys: Vec<KeyColumn>,
+        operator: impl Operator + 'static,
+    ) -> Self {
+        Self {
+            id,
+            schema,
+            keys,
+            operator: Box::new(operator),
+        }
+    }
+
+    /// One of its relations.
+    pub(super) async fn relation(&self, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>> {
+        self.operator.relation(self, pass, side).await
+    }
+
+    /// Its columns and its key, taken from a plan that has them among others.
+    pub(super) fn arrange(&self, plan: LogicalPlan) -> Result<LogicalPlan> {
+        Ok(arrange(plan, &self.schema, &self.keys)?)
+    }
+
+    /// Whether each row comes from single rows of the sources, whose ids are its key.
+    pub(super) fn is_by_row(&self) -> bool {
+        self.operator.is_by_row() && self.operator.inputs().iter().all(|input| input.is_by_row())
+    }
+
+    /// The classes in it, from the top down, each once.
+    pub(super) fn classes(&self) -> Vec<&'static str> {
+        let mut classes = Vec::new();
+        self.add_classes(&mut classes);
+        classes
+    }
+
+    fn add_classes(&self, classes: &mut Vec<&'static str>) {
+        if !classes.contains(&self.operator.class()) {
+            classes.push(self.operator.class());
+        }
+        for input in self.operator.inputs() {
+            input.add_classes(classes);
+        }
+    }
+}
+
+/// One pass of maintenance: which versions it goes from and to, and what was found out on the way.
+#[derive(Debug)]
+pub(super) struct Pass {
+    /// The session.
+    pub(super) state: SessionState,
+    /// The versions of each source, in the order of the query.
+    pub(super) sources: Vec<SourceVersions>,
+    /// The keys that changes touch, by node: found once, used by several relations.
+    touched: Mutex<HashMap<usize, Arc<OnceCell<Arc<KeySet>>>>>,
+}
+
+impl Pass {
+    /// A pass over these versions.
+    pub(super) fn new(state: SessionState, sources: Vec<SourceVersions>) -> Self {
+        Self {
+            state,
+            sources,
+            touched: Mutex::default(),
+        }
+    }
+
+    /// Runs a plan.
+    pub(super) async fn execute(&self, plan: &LogicalPlan) -> Result<SendableRecordBatchStream> {
+        let plan = self.state.optimize(plan)?;
+        let plan = self
+            .state
+            .query_planner()
+            .create_physical_plan(&plan, &self.state)
+            .await?;
+        Ok(execute_stream(plan, self.state.task_ctx())?)
+    }
+
+    /// The values of `keys`, over the output of `input`, in the rows that are removed from it or added to it. `place` tells them
+    /// from others of the same query: three times the node's number, and up to two more.
+    pub(super) async fn touched(
+        &self,
+        place: usize,
+        inputs: &[(&Node, &[Expr])],
+    ) -> Result<Arc<KeySet>> {
+        let cell = Arc::clone(self.touched.lock().await.entry(place).or_default());
+        let found = cell
+            .get_or_try_init(|| self.find_keys(inputs, &[Side::Removed, Side::Added]))
+            .await?;
+        Ok(Arc::clone(found))
+    }
+
+    /// The values of `keys` in the rows that are removed from the output of `root`.
+    pub(super) async fn removed_keys(&self, root: &Node, keys: &[Expr]) -> Result<Arc<KeySet>> {
+        self.find_keys(&[(root, keys)], &[Side::Removed]).await
+    }
+
+    async fn find_keys(&self, inputs: &[(&Node, &[Expr])], sides: &[Side]) -> Result<Arc<KeySet>> {
+        let mut found: Option<KeySet> = None;
+        for (input, keys) in inputs {
+            for side in sides.iter().copied() {
+                let Some(rows) = input.relation(self, side).await? else {
+                    continue;
+                };
+                let rows = match keys.is_empty() {
+                    // Whether there is a row at all.
+                    true => {
+                        let one = project(rows, vec![lit(true)])?;
+                        LogicalPlanBuilder::from(one).limit(0, Some(1))?.build()?
+                    }
+                    false => project(rows, keys.to_vec())?,
+                };
+                let types: Vec<_> = rows
+                    .schema()
+                    .fields()
+                    .iter()
+                    .map(|field| field.data_type().clone())
+                    .collect();
+                if found.is_none() {
+                    let set = KeySet::new(&types)?
+                        .ok_or_else(|| Error::internal("a key can't be compared"))?;
+                    found = Some(set);
+                }
+                if let Some(found) = &mut found {
+                    found.extend(self.execute(&rows).await?).await?;
+                }
+            }
+        }
+        match found {
+            Some(found) => Ok(Arc::new(found)),
+            None => KeySet::new([])?
+                .map(Arc::new)
+                .ok_or_else(|| Error::internal("an empty key can't be compared")),
+        }
+    }
+
+    /// Whether nothing is removed from the output of `input`, nor added to it.
+    pub(super) async fn is_unchanged(&self, place: usize, input: &Node) -> Result<bool> {
+        Ok(self.touched(place, &[(input, &[])]).await?.is_empty())
+    }
+}

@@ -1,0 +1,76 @@
+//! The row class: filters, projections and functions, which look at one row at a time.
+//!
+//! Key: that of the input. Every relation is the operator over the same relation of the input:
+//! Δ(σ(S)) = σ(ΔS), Δ(π(S)) = π(ΔS).
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use datafusion::common::Column;
+use datafusion::logical_expr::{Expr, Filter, LogicalPlan, SubqueryAlias};
+use datafusion::sql::TableReference;
+
+use super::operator::{Node, Operator, Pass};
+use super::relation::{Side, columns, key_columns, project};
+use crate::Result;
+
+/// What is done with each row.
+#[derive(Debug)]
+pub(super) enum RowStep {
+    /// Computes columns.
+    Project(Vec<Expr>),
+    /// Keeps the rows for which this is true.
+    Filter(Expr),
+    /// Gives all columns a qualifier.
+    Alias(TableReference),
+}
+
+/// An operator that looks at one row at a time.
+#[derive(Debug)]
+pub(super) struct ByRow {
+    /// Where the rows come from.
+    pub(super) input: Node,
+    /// What is done with each.
+    pub(super) step: RowStep,
+}
+
+#[async_trait]
+impl Operator for ByRow {
+    fn class(&self) -> &'static str {
+        "row"
+    }
+
+    fn inputs(&self) -> Vec<&Node> {
+        vec![&self.input]
+    }
+
+    fn is_by_row(&self) -> bool {
+        true
+    }
+
+    async fn relation(&self, node: &Node, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>> {
+        let Some(rows) = self.input.relation(pass, side).await? else {
+            return Ok(None);
+        };
+        let plan = match &self.step {
+            RowStep::Project(values) => {
+                let mut all = values.clone();
+                all.extend(key_columns(&node.keys));
+                project(rows, all)?
+            }
+            RowStep::Filter(condition) => {
+                LogicalPlan::Filter(Filter::try_new(condition.clone(), Arc::new(rows))?)
+            }
+            RowStep::Alias(alias) => {
+                let aliased = SubqueryAlias::try_new(Arc::new(rows), alias.clone())?;
+                let mut all = columns(&node.schema);
+                // Keys stay without a qualifier.
+                all.extend(node.keys.iter().map(|key| {
+                    Expr::Column(Column::new(Some(alias.clone()), &key.name)).alias(&key.name)
+                }));
+                project(LogicalPlan::SubqueryAlias(aliased), all)?
+            }
+        };
+        Ok(Some(plan))
+    }
+}

@@ -1,0 +1,93 @@
+//! The state of a materialized view: the versions of its sources that its rows reflect.
+//!
+//! Invariant: the rows of the table are what the definition gives for those versions. The state is written in the
+//! transaction properties of the commit that changes the rows, so both are there or neither. It is found by walking
+//! back from the newest version; a restored version leads to the version that it restored.
+
+use lance::Dataset;
+use lance::dataset::transaction::Operation;
+use serde::{Deserialize, Serialize};
+
+use crate::delta::{FieldIdentity, VersionStamp};
+use crate::storage::properties::VIEW_STATE;
+use crate::storage::storage_error;
+use crate::{Error, Result};
+
+/// What a view reflects of one source.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SourceState {
+    /// The table.
+    pub table: String,
+    /// Its version.
+    pub version: VersionStamp,
+    /// The columns that the query reads, as they were.
+    pub columns: Vec<FieldIdentity>,
+}
+
+/// The state of a materialized view at one commit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ViewState {
+    /// Digest of the definition that the rows come from.
+    pub definition: String,
+    /// The sources, in the order of the query.
+    pub sources: Vec<SourceState>,
+    /// The mode of the refresh that made it: `full` or `incremental`.
+    pub mode: String,
+    /// The reason code of a full refresh; empty otherwise.
+    pub reason: String,
+}
+
+impl ViewState {
+    /// It as a transaction property.
+    pub fn property(&self) -> Result<(String, String)> {
+        let text = serde_json::to_string(self)
+            .map_err(|error| Error::internal(format!("a state can't be written: {error}")))?;
+        Ok((VIEW_STATE.to_string(), text))
+    }
+}
+
+/// A state, and what is known of it.
+#[derive(Debug, Clone)]
+pub enum FoundState {
+    /// The newest state.
+    State(Box<ViewState>),
+    /// It was never refreshed.
+    Never,
+    /// A version on the way is gone, or what it holds can't be read.
+    Lost,
+    /// Others changed rows of the view since.
+    Modified,
+}
+
+/// Finds the state of the view that `dataset` holds.
+pub async fn find_state(table: &str, dataset: &Dataset) -> Result<FoundState> {
+    let mut version = dataset.version().version;
+    while version > 0 {
+        let transaction = match dataset.read_transaction_by_version(version).await {
+            Ok(Some(transaction)) => transaction,
+            // A commit of others without a record.
+            Ok(None) => return Ok(FoundState::Lost),
+            Err(lance::Error::DatasetNotFound { .. } | lance::Error::NotFound { .. }) => {
+                return Ok(FoundState::Lost);
+            }
+            Err(error) => return Err(storage_error(table, error)),
+        };
+        let properties = transaction.transaction_properties.as_ref();
+        if let Some(text) = properties.and_then(|properties| properties.get(VIEW_STATE)) {
+            return Ok(match serde_json::from_str(text) {
+                Ok(state) => FoundState::State(Box::new(state)),
+                Err(_) => FoundState::Lost,
+            });
+        }
+        match transaction.operation {
+            // The table was made here.
+            Operation::Overwrite { .. } => return Ok(FoundState::Never),
+            Operation::Append { .. } | Operation::Delete { .. } | Operation::Update { .. } => {
+                return Ok(FoundState::Modified);
+            }
+            Operation::Restore { version: restored } => version = restored,
+            _ => version -= 1,
+        }
+    }
+    Ok(FoundState::Never)
+}

@@ -1,0 +1,64 @@
+//! UNION ALL.
+//!
+//! Key: which branch a row comes from, and its key there; the columns for the keys of the other branches are NULL. Every
+//! relation is the union of the same relation of the branches.
+
+use async_trait::async_trait;
+use datafusion::common::{Column, ScalarValue};
+use datafusion::logical_expr::{Expr, LogicalPlan, lit};
+
+use super::operator::{Node, Operator, Pass};
+use super::relation::{Side, project, union};
+use crate::Result;
+
+/// All rows of all branches.
+#[derive(Debug)]
+pub(super) struct UnionAll {
+    /// The branches. Their columns are those of the union, by position; their keys are all different.
+    pub(super) branches: Vec<Node>,
+}
+
+#[async_trait]
+impl Operator for UnionAll {
+    fn class(&self) -> &'static str {
+        "union"
+    }
+
+    fn inputs(&self) -> Vec<&Node> {
+        self.branches.iter().collect()
+    }
+
+    fn is_by_row(&self) -> bool {
+        true
+    }
+
+    async fn relation(&self, node: &Node, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>> {
+        let mut parts = Vec::with_capacity(self.branches.len());
+        for (number, branch) in self.branches.iter().enumerate() {
+            let Some(rows) = branch.relation(pass, side).await? else {
+                continue;
+            };
+            let mut all: Vec<Expr> = branch
+                .schema
+                .columns()
+                .into_iter()
+                .zip(node.schema.iter())
+                .map(|(column, (qualifier, field))| {
+                    Expr::Column(column).alias_qualified(qualifier.cloned(), field.name())
+                })
+                .collect();
+            for (place, key) in node.keys.iter().enumerate() {
+                let value = if place == 0 {
+                    lit(number as u64)
+                } else if branch.keys.contains(key) {
+                    Expr::Column(Column::new_unqualified(&key.name))
+                } else {
+                    lit(ScalarValue::try_from(&key.data_type)?)
+                };
+                all.push(value.alias(&key.name));
+            }
+            parts.push(Some(project(rows, all)?));
+        }
+        Ok(union(parts))
+    }
+}
