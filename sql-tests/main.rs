@@ -13,6 +13,7 @@ mod harness;
 mod opening;
 mod property;
 mod pylance;
+mod s3;
 
 use std::env;
 use std::process::ExitCode;
@@ -39,6 +40,7 @@ fn trials() -> Vec<Trial> {
         opening::trials(),
         property::trials(),
         pylance::trials(),
+        s3::trials(),
     ]
     .into_iter()
     .flatten()
