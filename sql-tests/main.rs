@@ -13,6 +13,7 @@ mod harness;
 mod opening;
 mod property;
 mod pylance;
+mod s3;
 mod views;
 
 use std::env;
@@ -40,6 +41,7 @@ fn trials() -> Vec<Trial> {
         opening::trials(),
         property::trials(),
         pylance::trials(),
+        s3::trials(),
         views::trials(),
     ]
     .into_iter()

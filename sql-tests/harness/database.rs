@@ -1,6 +1,7 @@
 //! A database as sqllogictest sees it: statements and commands in, rendered rows out.
 
 use std::collections::HashMap;
+use std::env;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -25,6 +26,8 @@ use crate::harness::{Engine, Failure, files};
 
 /// A statement that takes longer than this hangs.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(120);
+/// The variable that names a URL below which databases are made instead, such as `s3://bucket/trials`.
+const STORE: &str = "HEADWATER_STORE";
 
 /// The folders and variables of one test file; its connections share them.
 #[derive(Debug, Clone)]
@@ -49,10 +52,14 @@ impl Place {
         let path = root.path().canonicalize()?;
         let files = path.join("files");
         fs::create_dir(&files)?;
+        let database = match (env::var_os(STORE), path.file_name()) {
+            (Some(store), Some(name)) => Path::new(&store).join(name),
+            _ => path.join("db"),
+        };
         Ok(Self {
             engine,
             files,
-            database: path.join("db"),
+            database,
             data: files::root().join("data"),
             variables: Arc::default(),
             bugs: Arc::default(),

@@ -8,7 +8,8 @@
 //! - [`render`] turns results into text, [`normalize`] takes out of it what differs from
 //!   run to run,
 //! - [`process`] runs this binary as a shell in a process of its own,
-//! - [`python`] is a Python that has pylance,
+//! - [`python`] is a Python that has pylance, or moto,
+//! - [`s3`] is a store that answers as S3 does,
 //! - [`scene`] is a database for tests of several processes,
 //! - [`checks`] tests all of this.
 
@@ -22,6 +23,7 @@ pub mod normalize;
 pub mod process;
 pub mod python;
 pub mod render;
+pub mod s3;
 pub mod scene;
 
 use std::fmt;

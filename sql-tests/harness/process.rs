@@ -1,5 +1,6 @@
 //! This binary as a shell in a process of its own, with the functions of the tests.
 
+use std::collections::HashMap;
 use std::env;
 use std::ffi::OsStr;
 use std::io;
@@ -11,6 +12,7 @@ use std::process::{Child, Command, Stdio};
 pub struct TestShell {
     database: PathBuf,
     calls: PathBuf,
+    options: HashMap<String, String>,
 }
 
 /// What a shell left when it ended.
@@ -30,7 +32,13 @@ impl TestShell {
         Self {
             database: database.to_path_buf(),
             calls: calls.to_path_buf(),
+            options: HashMap::new(),
         }
+    }
+
+    /// The same with `options` for the object store.
+    pub fn with_options(self, options: HashMap<String, String>) -> Self {
+        Self { options, ..self }
     }
 
     /// Starts it with one `-c` for each statement.
@@ -45,6 +53,9 @@ impl TestShell {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        for (name, value) in &self.options {
+            command.arg("--option").arg(format!("{name}={value}"));
+        }
         for statement in statements {
             command.arg("-c").arg(statement);
         }

@@ -1,6 +1,6 @@
 //! A database for tests that need more than one process.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -30,10 +30,29 @@ impl Scene {
     /// A database made by `statements`.
     pub async fn new(statements: &[&str]) -> Outcome<Self> {
         let folder = TempDir::new()?;
-        let (database, calls) = (folder.path().join("db"), folder.path().join("calls"));
+        let database = folder.path().join("db");
+        Self::at(folder, &database, HashMap::new(), statements).await
+    }
+
+    /// A database at a URL, in a store with `options`, made by `statements`.
+    pub async fn at_url(
+        url: &str,
+        options: HashMap<String, String>,
+        statements: &[&str],
+    ) -> Outcome<Self> {
+        Self::at(TempDir::new()?, Path::new(url), options, statements).await
+    }
+
+    async fn at(
+        folder: TempDir,
+        database: &Path,
+        options: HashMap<String, String>,
+        statements: &[&str],
+    ) -> Outcome<Self> {
+        let calls = folder.path().join("calls");
         let scene = Self {
-            headwater: Self::open(&database, &calls).await?,
-            shell: TestShell::new(&database, &calls),
+            headwater: Self::open(database, options.clone(), &calls).await?,
+            shell: TestShell::new(database, &calls).with_options(options),
             folder,
         };
         for statement in statements {
@@ -42,16 +61,22 @@ impl Scene {
         Ok(scene)
     }
 
-    async fn open(database: &Path, calls: &Path) -> Outcome<Headwater> {
+    async fn open(
+        database: &Path,
+        options: HashMap<String, String>,
+        calls: &Path,
+    ) -> Outcome<Headwater> {
         let functions = functions::all(Some(calls.to_path_buf()));
-        let builder = Headwater::builder().database(database.display().to_string());
+        let builder = Headwater::builder()
+            .database(database.display().to_string())
+            .storage_options(options);
         let builder = functions.into_iter().fold(builder, |builder, function| {
             builder.scalar_function(function)
         });
         Ok(builder.build().await?)
     }
 
-    /// The folder of the database.
+    /// The folder of the database, if it is in one.
     pub fn database(&self) -> PathBuf {
         self.folder.path().join("db")
     }

@@ -14,6 +14,7 @@ use super::expression::plan_expression;
 use super::name::TableName;
 use super::system::SystemSchema;
 use super::{Database, LanceTable, Table};
+use crate::storage::refused;
 use crate::{Error, ErrorKind, Result};
 
 /// The name of the catalog.
@@ -190,7 +191,14 @@ impl Database {
     /// A file, or a folder of files, by its path or URL.
     async fn file(&self, path: &str) -> Result<Option<Arc<dyn TableProvider>>> {
         match self.files.get() {
-            Some(files) => Ok(files.table(path).await?),
+            Some(files) => {
+                self.register_store(path).await?;
+                let table = files.table(path).await;
+                match table.map_err(|error| refused(format!("'{path}'"), error.into()))? {
+                    Some(table) => Ok(Some(table)),
+                    None => self.store_refusal(path).await.map_or(Ok(None), Err),
+                }
+            }
             None => Ok(None),
         }
     }

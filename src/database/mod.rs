@@ -7,6 +7,7 @@ pub mod blob;
 mod catalog;
 pub mod definition;
 pub mod expression;
+mod files;
 pub mod materialized_view;
 pub mod name;
 pub mod system;

@@ -1,5 +1,6 @@
 //! All calls to Lance: scans, column files, commits, versions.
 
+mod answer;
 pub mod blob;
 pub mod change;
 pub mod column_file;
@@ -20,7 +21,7 @@ pub mod version;
 pub mod write;
 
 pub use commit::{Properties, commit, with_retries, with_retries_until_known};
-pub use open::{open, storage_error};
+pub use open::{open, refused, storage_error};
 pub use root::{OwnFile, Root};
 pub use row_set::RowSet;
 pub use store::StoreSettings;

@@ -6,6 +6,7 @@
 
 use std::any::Any;
 use std::error::Error as StdError;
+use std::fmt::Display;
 use std::io;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, LazyLock};
@@ -17,6 +18,7 @@ use lance::dataset::builder::DatasetBuilder;
 use lance::session::Session;
 use regex::Regex;
 
+use super::answer::{Refusal, refusal};
 use super::commit::unknown_version;
 use super::store::StoreSettings;
 use crate::{Error, ErrorKind, Result};
@@ -280,6 +282,11 @@ pub(super) fn blame(error: &(dyn StdError + 'static)) -> Option<(String, Option<
                         Some("give credentials, as storage options or in the environment"),
                     ));
                 }
+                Store::Generic { source, .. } => {
+                    if let Some(refusal) = refusal(&source.to_string()) {
+                        return Some((refusal.what, refusal.mend));
+                    }
+                }
                 _ => {}
             }
         }
@@ -303,6 +310,37 @@ pub(super) fn blame(error: &(dyn StdError + 'static)) -> Option<(String, Option<
         next = error.source();
     }
     None
+}
+
+/// The error for something that a store was asked about: `what` it is, and what the store said.
+pub(super) fn store_error(
+    what: impl Display,
+    error: impl StdError + Send + Sync + 'static,
+) -> Error {
+    let (said, mend) = blame(&error).unwrap_or_else(|| (tidy(&error.to_string()), None));
+    let ours = Error::new(ErrorKind::Storage, format!("{what}: {said}"));
+    match mend {
+        Some(mend) => ours.with_hint(mend),
+        None => ours,
+    }
+    .with_source(error)
+}
+
+/// As [`store_error`], where DataFusion asked a store that Lance knows nothing of; other errors come back as
+/// they are.
+pub fn refused(what: impl Display, error: Error) -> Error {
+    let Some(Refusal {
+        what: said, mend, ..
+    }) = refusal(error.message())
+    else {
+        return error;
+    };
+    let ours = Error::new(ErrorKind::Storage, format!("{what}: {said}"));
+    match mend {
+        Some(mend) => ours.with_hint(mend),
+        None => ours,
+    }
+    .with_source(error)
 }
 
 /// Cuts out where in Lance's source an error was made, which tells a user nothing.

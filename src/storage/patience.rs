@@ -28,6 +28,8 @@ use object_store::{
     RenameOptions, Result,
 };
 
+use super::answer::refusal;
+
 /// How often an operation is tried again.
 const RETRIES: usize = 4;
 /// An operation that has failed for so long is not tried again: the store has been patient itself.
@@ -204,7 +206,7 @@ fn is_transient(error: &Error) -> bool {
         }
         next = error.source();
     }
-    true
+    !refusal(&source.to_string()).is_some_and(|refusal| refusal.is_final)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! them out; Headwater's own files are below `_headwater/`.
 
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::TryStreamExt;
@@ -15,7 +16,7 @@ use object_store::{Error as StoreError, ObjectStoreExt};
 
 use super::blob::BlobReader;
 use super::open;
-use super::open::blame;
+use super::open::store_error;
 use super::patience::patiently;
 use super::store::StoreSettings;
 use crate::{Error, ErrorKind, Result};
@@ -24,6 +25,10 @@ const TABLE_SUFFIX: &str = ".lance";
 const OWN_FOLDER: &str = "_headwater";
 /// What the name of a local file contains that is being written: it gets its own name when it is whole.
 const UNFINISHED: &str = ".tmp.";
+const A_PLACE: &str = "give a folder, or a URL such as s3://bucket/path; credentials come from the \
+                       environment or from --option";
+/// How long a store may take to answer when a database is opened.
+const FIRST_ANSWER: Duration = Duration::from_secs(20);
 /// Bytes of decoded index pages that all tables of a database may keep in memory.
 const INDEX_CACHE_BYTES: usize = 256 << 20;
 /// Bytes of manifests and file footers that all tables of a database may keep in memory.
@@ -58,11 +63,12 @@ impl std::fmt::Debug for Root {
 }
 
 impl Root {
-    /// Opens the root at `url` (a folder, or a URL with a scheme). Nothing is created or read yet.
+    /// Opens the root at `url` (a folder, or a URL with a scheme). Nothing is created; a store behind a
+    /// network is asked whether it answers.
     ///
     /// # Errors
     ///
-    /// If the URL can't be understood, or is a file.
+    /// If the URL can't be understood, or is a file; if a store does not answer, or refuses.
     pub async fn open(url: &str, settings: StoreSettings) -> Result<Self> {
         let url = absolute(url)?;
         let session = new_session();
@@ -70,17 +76,10 @@ impl Root {
         let (store, base) =
             ObjectStore::from_uri_and_params(session.store_registry(), &url, &parameters)
                 .await
-                .map_err(|error| {
-                    Error::new(
-                        ErrorKind::Storage,
-                        format!("can't open the database '{url}': {error}"),
-                    )
-                    .with_hint(
-                        "give a folder, or a URL such as s3://bucket/path; \
-                         credentials come from the environment or from --option",
-                    )
-                    .with_source(error)
-                })?;
+                .map_err(|error| cant_open(&url, error))?;
+        if is_remote(&store) {
+            first_answer(&url, &store, &base).await?;
+        }
         let blobs = BlobReader::new(settings.clone(), Arc::clone(&session));
         Ok(Self {
             url,
@@ -145,7 +144,13 @@ impl Root {
     pub async fn has_table(&self, name: &str) -> Result<bool> {
         let versions = self.table_path(name).join("_versions");
         let mut listing = self.store.list(Some(versions));
-        Ok(listing.try_next().await?.is_some())
+        match listing.try_next().await {
+            Ok(first) => Ok(first.is_some()),
+            Err(error) => Err(store_error(
+                format!("can't look for table '{name}' in '{}'", self.url),
+                error,
+            )),
+        }
     }
 
     /// Names of all tables, sorted.
@@ -153,7 +158,12 @@ impl Root {
         let listing = match self.store.list_with_delimiter(Some(&self.base)).await {
             Ok(listing) => listing,
             Err(error) if is_not_found(&error) => return Ok(Vec::new()),
-            Err(error) => return Err(Error::from(error).context("can't list the tables")),
+            Err(error) => {
+                return Err(store_error(
+                    format!("can't list the tables of '{}'", self.url),
+                    error,
+                ));
+            }
         };
         let mut names: Vec<String> = listing
             .common_prefixes
@@ -172,7 +182,7 @@ impl Root {
         self.store
             .remove_dir_all(self.table_path(name))
             .await
-            .map_err(|error| Error::from(error).context(format!("can't remove table '{name}'")))
+            .map_err(|error| store_error(format!("can't remove table '{name}'"), error))
     }
 
     /// Gives a table another name. In a local folder this is one rename; in an object
@@ -192,11 +202,9 @@ impl Root {
             });
         }
         let (from_path, to_path) = (self.table_path(from), self.table_path(to));
-        let objects: Vec<_> = self
-            .store
-            .list(Some(from_path.clone()))
-            .try_collect()
-            .await?;
+        let failed = |error| store_error(format!("can't rename table '{from}' to '{to}'"), error);
+        let objects = self.store.list(Some(from_path.clone()));
+        let objects: Vec<_> = objects.try_collect().await.map_err(failed)?;
         // Versions last: the table is there under its new name only when it is whole.
         let (versions, rest): (Vec<_>, Vec<_>) = objects
             .into_iter()
@@ -206,7 +214,8 @@ impl Root {
                 continue;
             };
             let target = Path::from_iter(to_path.parts().chain(parts));
-            self.store.copy(&object.location, &target).await?;
+            let copied = self.store.copy(&object.location, &target).await;
+            copied.map_err(failed)?;
         }
         self.remove_table(from).await
     }
@@ -302,7 +311,11 @@ impl Root {
             };
         }
         let mut objects = self.store.list(Some(path));
-        while let Some(object) = objects.try_next().await? {
+        while let Some(object) = objects
+            .try_next()
+            .await
+            .map_err(|error| own_error(folder, error))?
+        {
             self.remove(&object.location)
                 .await
                 .map_err(|error| own_error(folder, error))?;
@@ -370,18 +383,60 @@ fn new_session() -> Arc<Session> {
     ))
 }
 
+/// Whether a store is behind a network.
+fn is_remote(store: &ObjectStore) -> bool {
+    store.is_cloud() && !store.scheme().starts_with("file")
+}
+
+/// Asks a store that may be anywhere for a little: what is wrong with its name or the credentials is said
+/// once and soon, and not by every statement in its own way.
+async fn first_answer(url: &str, store: &ObjectStore, base: &Path) -> Result<()> {
+    let own = base.clone().join(OWN_FOLDER);
+    match tokio::time::timeout(FIRST_ANSWER, store.list_with_delimiter(Some(&own))).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) if is_not_found(&error) => Ok(()),
+        Ok(Err(error)) => Err(cant_open(url, error)),
+        Err(_) => Err(Error::new(
+            ErrorKind::Storage,
+            format!(
+                "can't open the database '{url}': the store has not answered for {} seconds",
+                FIRST_ANSWER.as_secs()
+            ),
+        )
+        .with_hint("check the endpoint and the network")),
+    }
+}
+
+fn cant_open(url: &str, error: lance::Error) -> Error {
+    let failed = format!("can't open the database '{url}'");
+    let (scheme, _) = url.split_once("://").unwrap_or(("", url));
+    let feature = match scheme {
+        "s3" => Some("s3"),
+        "gs" => Some("gcs"),
+        "az" | "abfss" => Some("azure"),
+        _ => None,
+    };
+    if error.to_string().contains("No object store provider") {
+        let ours = Error::new(
+            ErrorKind::Storage,
+            format!("{failed}: this build knows no store of the kind '{scheme}'"),
+        )
+        .with_source(error);
+        return match feature {
+            Some(feature) => ours.with_hint(format!("build it with --features {feature}")),
+            None => ours.with_hint(A_PLACE),
+        };
+    }
+    let ours = store_error(failed, error);
+    match ours.hint() {
+        Some(_) => ours,
+        None => ours.with_hint(A_PLACE),
+    }
+}
+
 /// The error for one of Headwater's own files or folders.
 fn own_error(path: &str, error: impl std::error::Error + Send + Sync + 'static) -> Error {
-    let (what, mend) = match blame(&error) {
-        Some((what, mend)) => (what, mend),
-        None => (error.to_string(), None),
-    };
-    let ours = Error::new(ErrorKind::Storage, format!("'{OWN_FOLDER}/{path}': {what}"));
-    match mend {
-        Some(mend) => ours.with_hint(mend),
-        None => ours,
-    }
-    .with_source(error)
+    store_error(format!("'{OWN_FOLDER}/{path}'"), error)
 }
 
 fn is_not_found(error: &lance::Error) -> bool {
@@ -401,7 +456,10 @@ fn absolute(url: &str) -> Result<String> {
         return Err(Error::invalid("the database's path is empty"));
     }
     if url.contains("://") && !url.starts_with("file://") {
-        return Ok(url.trim_end_matches('/').to_string());
+        // What has no bucket is shown as it was written.
+        let trimmed = url.trim_end_matches('/');
+        let has_place = trimmed.contains("://");
+        return Ok(if has_place { trimmed } else { url }.to_string());
     }
     let path = local_path(url);
     let absolute = std::path::absolute(path).map_err(|error| {

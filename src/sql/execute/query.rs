@@ -10,7 +10,8 @@ use datafusion::sql::sqlparser::ast;
 use super::Executor;
 use crate::database::name::TableName;
 use crate::database::{CATALOG_NAME, SCHEMA_NAME};
-use crate::{Error, Result};
+use crate::storage::refused;
+use crate::{Error, ErrorKind, Result};
 
 impl Executor {
     pub(super) async fn run_datafusion(&self, statement: DataFusionStatement) -> Result<DataFrame> {
@@ -31,17 +32,52 @@ impl Executor {
                     dml.table_name
                 )));
             }
-            LogicalPlan::Ddl(ddl) => check_ddl(ddl)?,
-            LogicalPlan::Copy(_) => {
-                let frame = self.context.execute_logical_plan(plan).await?;
-                let batches = frame.collect().await?;
-                return Ok(self.context.read_batches(batches)?);
+            LogicalPlan::Ddl(ddl) => {
+                check_ddl(ddl)?;
+                if let DdlStatement::CreateExternalTable(table) = ddl {
+                    self.database.register_store(&table.location).await?;
+                }
+            }
+            LogicalPlan::Copy(copy) => {
+                let url = copy.output_url.clone();
+                return self.copy(&url, plan).await;
             }
             _ => {}
         }
         Ok(self.context.execute_logical_plan(plan).await?)
     }
+
+    /// Runs a COPY to `url`.
+    async fn copy(&self, url: &str, plan: LogicalPlan) -> Result<DataFrame> {
+        self.database.register_store(url).await?;
+        let copied = async {
+            let frame = self.context.execute_logical_plan(plan).await?;
+            frame.collect().await
+        };
+        let error: Error = match copied.await {
+            Ok(batches) => return Ok(self.context.read_batches(batches)?),
+            Err(error) => error.into(),
+        };
+        // DataFusion drops what a store says when a file is closed.
+        if !WRITE_FAILED
+            .iter()
+            .any(|said| error.message().contains(said))
+        {
+            return Err(refused(format!("can't copy to '{url}'"), error));
+        }
+        Err(match self.database.store_refusal(url).await {
+            Some(refusal) => refusal.context("can't write"),
+            None => Error::new(
+                ErrorKind::Storage,
+                format!("can't write '{url}'; a part of it may be there"),
+            )
+            .with_hint("check the rights of the account, and that there is space"),
+        })
+    }
 }
+
+/// What DataFusion says where the store did not take what was written.
+const WRITE_FAILED: [&str; 2] = ["finalizing writes", "failed to abort all writers"];
 
 impl Executor {
     /// Names the nearest table, where a query names one that does not exist.
