@@ -55,6 +55,24 @@ A STORED column is empty until REFRESH COLUMN fills it; a VIRTUAL one is compute
 Example: ALTER TABLE products ADD COLUMN total AS (price * amount);",
     },
     Entry {
+        name: "ALTER MATERIALIZED VIEW",
+        does: "change the options or the query of a materialized view",
+        syntax: "\
+ALTER MATERIALIZED VIEW [IF EXISTS] view action [, action …]
+
+where an action is
+    RENAME TO name
+    SET (option = value, …)
+    RESET (option, …)
+    SUSPEND
+    RESUME
+    UPGRADE FUNCTIONS
+    AS query
+
+AS comes last. After AS and UPGRADE FUNCTIONS the view is stale until it is refreshed.
+Example: ALTER MATERIALIZED VIEW totals SET (target_lag = '10 minutes');",
+    },
+    Entry {
         name: "CANCEL JOB",
         does: "end a job; what is finished is kept",
         syntax: "CANCEL JOB 'id'",
@@ -81,6 +99,18 @@ where a column is
 A query may read files: CREATE TABLE products AS SELECT * FROM 'data/*.parquet';",
     },
     Entry {
+        name: "CREATE MATERIALIZED VIEW",
+        does: "store the rows of a query, to be kept up to date",
+        syntax: "\
+CREATE [OR REPLACE] MATERIALIZED VIEW [IF NOT EXISTS] view [(column, …)]
+    [WITH (option = value, …)] AS query [WITH [NO] DATA]
+
+Options of the view: refresh_mode, target_lag, max_rows_per_fragment, order_by, shuffle_seed,
+index_sources; those of its first refresh: see REFRESH MATERIALIZED VIEW. WITH NO DATA: without
+rows, to be refreshed before it is read.
+Example: CREATE MATERIALIZED VIEW totals AS SELECT id, price * amount AS total FROM products;",
+    },
+    Entry {
         name: "CREATE TAG",
         does: "give a version of a table a name",
         syntax: "\
@@ -102,12 +132,16 @@ Example: CREATE TAG 'v1' ON products;",
     Entry {
         name: "DESCRIBE",
         does: "show the columns of a table or view, the versions of a table, or a job",
-        syntax: "DESCRIBE table\nDESCRIBE HISTORY table\nDESCRIBE JOB 'id'",
+        syntax: "\
+DESCRIBE table
+DESCRIBE MATERIALIZED VIEW view
+DESCRIBE HISTORY table
+DESCRIBE JOB 'id'",
     },
     Entry {
         name: "DROP",
         does: "drop tables and views",
-        syntax: "DROP { TABLE | VIEW } [IF EXISTS] name [, …] [RESTRICT | CASCADE]",
+        syntax: "DROP { TABLE | VIEW | MATERIALIZED VIEW } [IF EXISTS] name [, …] [RESTRICT | CASCADE]",
     },
     Entry {
         name: "DROP TAG",
@@ -119,7 +153,9 @@ Example: CREATE TAG 'v1' ON products;",
         does: "show how a query or a refresh would run, or how it did",
         syntax: "\
 EXPLAIN [ANALYZE] [VERBOSE] query
-EXPLAIN [ANALYZE] REFRESH COLUMN column [, …] ON table …",
+EXPLAIN [ANALYZE] REFRESH COLUMN column [, …] ON table …
+EXPLAIN [ANALYZE] REFRESH MATERIALIZED VIEW view …
+EXPLAIN CREATE MATERIALIZED VIEW view AS query",
     },
     Entry {
         name: "INSERT",
@@ -153,6 +189,20 @@ goes on with it.
 Example: REFRESH COLUMN total ON products;",
     },
     Entry {
+        name: "REFRESH MATERIALIZED VIEW",
+        does: "bring a materialized view up to date",
+        syntax: "\
+REFRESH MATERIALIZED VIEW [CONCURRENTLY] view
+    [FULL | INCREMENTAL | FAILED ONLY] [AS OF (table VERSION { number | 'tag' }, …)]
+    [CASCADE] [ASYNC] [WITH (option = value, …)]
+
+Options: concurrency, batch_rows, max_batch_rows, batch_bytes, checkpoint_interval, timeout.
+CONCURRENTLY: writes only what differs. FULL: computes all rows. INCREMENTAL: what changed.
+FAILED ONLY: rows that failed. AS OF: reads versions of its sources. CASCADE: materialized views
+that it reads first. ASYNC: gives the name of the job at once.
+Example: REFRESH MATERIALIZED VIEW totals;",
+    },
+    Entry {
         name: "RESTORE",
         does: "give a table the content of an older version, as a new one",
         syntax: "\
@@ -171,7 +221,8 @@ Example: RESTORE TABLE products TO VERSION AS OF 5;",
         syntax: "\
 SHOW TABLES
 SHOW COLUMNS FROM table
-SHOW CREATE TABLE table
+SHOW MATERIALIZED VIEWS
+SHOW CREATE { TABLE | VIEW | MATERIALIZED VIEW } name
 SHOW VERSIONS FROM table
 SHOW TAGS FROM table
 SHOW JOBS [FOR { TABLE table | COLUMN column ON table }] [LIMIT number]
@@ -271,6 +322,7 @@ mod tests {
         for name in [
             "refresh column",
             "REFRESH",
+            "refresh materialized view v full",
             "create table as",
             "insert into",
             "drop table",

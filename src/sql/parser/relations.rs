@@ -28,16 +28,19 @@
 //!   with the suffix, and `*` over what it can't give row ids (a view) is an error.
 //! - A table whose alias renames its columns (`t AS a (x, y)`) is read without them.
 
+mod wildcards;
+
 use std::collections::{HashSet, VecDeque};
 use std::ops::ControlFlow;
 
 use datafusion::sql::parser::{CopyToSource, Statement as DataFusionStatement};
 use datafusion::sql::sqlparser::ast::{
-    ExceptSelectItem, ExcludeSelectItem, Ident, JoinConstraint, JoinOperator, ObjectName,
-    ObjectNamePart, Query, Select, SelectItem, SelectItemQualifiedWildcardKind, TableAlias,
-    TableFactor, TableWithJoins, VisitMut, VisitorMut, WildcardAdditionalOptions,
+    Ident, JoinConstraint, JoinOperator, ObjectName, ObjectNamePart, Query, Select, SelectItem,
+    SelectItemQualifiedWildcardKind, TableAlias, TableFactor, TableWithJoins, VisitMut, VisitorMut,
+    WildcardAdditionalOptions,
 };
 
+use self::wildcards::{cannot_write_out, hide, qualified_wildcard, wildcard_like};
 use super::reader::normalise;
 use super::versions::read_version;
 use crate::database::name::TableName;
@@ -593,66 +596,4 @@ fn constraint(operator: &JoinOperator) -> Option<&JoinConstraint> {
         | JoinOperator::LeftArrayJoin
         | JoinOperator::InnerArrayJoin => None,
     }
-}
-
-fn cannot_write_out(why: &str) -> Error {
-    Error::invalid(format!(
-        "'*' can't leave out _rowid and _rowaddr, which this statement names: {why}"
-    ))
-    .with_hint("write the columns out")
-}
-
-fn qualified_wildcard(name: ObjectName, options: WildcardAdditionalOptions) -> SelectItem {
-    SelectItem::QualifiedWildcard(SelectItemQualifiedWildcardKind::ObjectName(name), options)
-}
-
-/// A wildcard at the same place as `options`, without any.
-fn wildcard_like(options: &WildcardAdditionalOptions) -> WildcardAdditionalOptions {
-    WildcardAdditionalOptions {
-        wildcard_token: options.wildcard_token.clone(),
-        ..WildcardAdditionalOptions::default()
-    }
-}
-
-/// Adds the hidden columns to what a wildcard leaves out.
-fn hide(mut options: WildcardAdditionalOptions) -> WildcardAdditionalOptions {
-    let hidden = |left_out: &[String]| -> Vec<Ident> {
-        HIDDEN
-            .into_iter()
-            .filter(|name| !left_out.iter().any(|there| there == name))
-            .map(Ident::new)
-            .collect()
-    };
-    // Both clauses at once can't be written, so the one that is there is made longer.
-    if let Some(exclude) = options.opt_exclude.take() {
-        let mut names = match exclude {
-            ExcludeSelectItem::Single(name) => vec![name],
-            ExcludeSelectItem::Multiple(names) => names,
-        };
-        let left_out: Vec<String> = names
-            .iter()
-            .filter_map(|name| name.0.last()?.as_ident().cloned().map(normalise))
-            .collect();
-        names.extend(
-            hidden(&left_out)
-                .into_iter()
-                .map(|ident| ObjectName::from(vec![ident])),
-        );
-        options.opt_exclude = Some(ExcludeSelectItem::Multiple(names));
-        return options;
-    }
-    let mut idents = match options.opt_except.take() {
-        Some(except) => std::iter::once(except.first_element)
-            .chain(except.additional_elements)
-            .collect(),
-        None => Vec::new(),
-    };
-    let left_out: Vec<String> = idents.iter().cloned().map(normalise).collect();
-    idents.extend(hidden(&left_out));
-    let mut idents = idents.into_iter();
-    options.opt_except = idents.next().map(|first_element| ExceptSelectItem {
-        first_element,
-        additional_elements: idents.collect(),
-    });
-    options
 }

@@ -207,14 +207,6 @@ fn what_datafusion_must_not_run_is_refused() {
 fn statements_of_later_releases_say_so() {
     for (text, feature) in [
         (
-            "CREATE MATERIALIZED VIEW v AS SELECT 1",
-            "CREATE MATERIALIZED VIEW",
-        ),
-        (
-            "create or replace materialized view v with (x = 1) as select 1 with no data",
-            "CREATE MATERIALIZED VIEW",
-        ),
-        (
             "CREATE FUNCTION f(x INT) RETURNS INT LANGUAGE python AS $$ a; b $$ WITH (memory = '4GB')",
             "CREATE FUNCTION",
         ),
@@ -239,37 +231,14 @@ fn statements_of_later_releases_say_so() {
             "CREATE OR REPLACE TEMPORARY VIEW v AS SELECT 1",
             "CREATE TEMPORARY VIEW",
         ),
-        (
-            "ALTER MATERIALIZED VIEW v SUSPEND",
-            "ALTER MATERIALIZED VIEW",
-        ),
-        ("DROP MATERIALIZED VIEW v", "DROP MATERIALIZED VIEW"),
         ("DROP FUNCTION f", "DROP FUNCTION"),
         ("DROP ENVIRONMENT e", "DROP ENVIRONMENT"),
         ("DROP INDEX i ON t", "DROP INDEX"),
         ("DROP SCHEMA s", "DROP SCHEMA"),
-        (
-            "REFRESH MATERIALIZED VIEW CONCURRENTLY v",
-            "REFRESH MATERIALIZED VIEW",
-        ),
-        (
-            "EXPLAIN CREATE MATERIALIZED VIEW v AS SELECT 1",
-            "EXPLAIN CREATE MATERIALIZED VIEW",
-        ),
-        (
-            "EXPLAIN ANALYZE REFRESH MATERIALIZED VIEW v",
-            "EXPLAIN REFRESH MATERIALIZED VIEW",
-        ),
-        ("SHOW MATERIALIZED VIEWS", "SHOW MATERIALIZED VIEWS"),
-        (
-            "SHOW CREATE MATERIALIZED VIEW v",
-            "SHOW CREATE MATERIALIZED VIEW",
-        ),
         ("SHOW CREATE FUNCTION f", "SHOW CREATE FUNCTION"),
         ("SHOW ENVIRONMENTS", "SHOW ENVIRONMENTS"),
         ("SHOW INDEXES FROM t", "SHOW INDEXES"),
         ("SHOW JOBS FOR VIEW v", "FOR VIEW"),
-        ("DESCRIBE MATERIALIZED VIEW v", "DESCRIBE MATERIALIZED VIEW"),
         ("DESCRIBE FUNCTION f", "DESCRIBE FUNCTION"),
         ("DESCRIBE ENVIRONMENT e", "DESCRIBE ENVIRONMENT"),
         ("PREPARE ENVIRONMENT ml", "PREPARE ENVIRONMENT"),

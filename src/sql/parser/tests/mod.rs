@@ -5,8 +5,10 @@ mod changes;
 mod general;
 mod hidden_columns;
 mod jobs;
+mod materialized_views;
 mod planned;
 mod refresh_column;
+mod refresh_view;
 mod robust;
 mod tables;
 mod versions;
@@ -18,9 +20,10 @@ use super::*;
 use crate::ErrorKind;
 use crate::database::name::Version;
 use crate::sql::statement::{
-    AlterAction, AlterTable, ColumnDefinition, CreateTable, CreateTag, CreateView, Delete, Drop,
-    DropTag, Insert, JobObject, JobStatement, OptionValue, RefreshColumn, RefreshScope, Show,
-    Update, Vacuum,
+    AlterAction, AlterMaterializedView, AlterTable, AlterViewAction, ColumnDefinition,
+    CreateMaterializedView, CreateTable, CreateTag, CreateView, Delete, Drop, DropTag, Insert,
+    JobObject, JobStatement, OptionValue, RefreshColumn, RefreshScope, RefreshView, Show, Update,
+    Vacuum, ViewRefreshMode,
 };
 
 /// Reads one statement, as it is and with its keywords in the other case.
@@ -64,6 +67,13 @@ read_as!(update, Update, Update);
 read_as!(delete, Delete, Delete);
 read_as!(alter, AlterTable, AlterTable);
 read_as!(refresh, RefreshColumn, RefreshColumn);
+read_as!(
+    create_materialized_view,
+    CreateMaterializedView,
+    CreateMaterializedView
+);
+read_as!(refresh_view, RefreshView, RefreshView);
+read_as!(alter_view, AlterMaterializedView, AlterMaterializedView);
 
 fn action(text: &str) -> AlterAction {
     let mut alter = alter(&format!("ALTER TABLE t {text}"));

@@ -104,7 +104,10 @@ fn modifiers_that_contradict_are_errors() {
     errors(
         ErrorKind::Syntax,
         &[
-            ("REFRESH t", "expected COLUMN, found 't'"),
+            (
+                "REFRESH t",
+                "expected COLUMN or MATERIALIZED VIEW, found 't'",
+            ),
             (
                 "REFRESH COLUMN ON t",
                 "expected ',' or ON and the table, found 't'",

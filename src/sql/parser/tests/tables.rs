@@ -412,7 +412,7 @@ fn describe_and_show() {
         &[
             ("SHOW COLUMNS t", "expected FROM and a table, found 't'"),
             ("SHOW VERSIONS", "expected FROM and a table"),
-            ("SHOW CREATE t", "expected TABLE or VIEW"),
+            ("SHOW CREATE t", "expected TABLE, VIEW or MATERIALIZED VIEW"),
             ("DESCRIBE", "expected"),
             ("DESCRIBE t u", "found 'u'"),
             ("DESCRIBE t VERSION AS OF 5", "found 'VERSION'"),
