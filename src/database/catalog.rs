@@ -168,7 +168,10 @@ impl Database {
             Some(version) => self.table_version(wanted.name, version).await,
         };
         match found {
-            Ok(table) => return Ok(Some(self.table_provider(&table, wanted.row_ids)?)),
+            Ok(table) => {
+                table.check_populated().await?;
+                return Ok(Some(self.table_provider(&table, wanted.row_ids)?));
+            }
             // Another layer may know the name: a view, a file by its path.
             Err(error) if error.kind() == ErrorKind::NotFound && wanted.version.is_some() => {
                 return Err(error);

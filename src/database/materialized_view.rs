@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{Database, Table};
+use crate::storage::properties::VIEW_STATE;
+use crate::storage::version::{NewestProperty, newest_property};
 use crate::{Error, ErrorKind, Result};
 
 /// The key in the schema's metadata.
@@ -152,6 +154,43 @@ impl Database {
     /// Removes the copy of a definition.
     pub async fn forget_materialized_view(&self, name: &str) -> Result<()> {
         self.root().remove_own(&path(name)).await
+    }
+}
+
+impl Table {
+    /// Refuses a statement that changes rows, if the table is a materialized view.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidInput`], with what to do instead.
+    pub fn check_not_materialized(&self, statement: &str) -> Result<()> {
+        if ViewDefinition::of(self)?.is_none() {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "{statement}: '{}' is a materialized view: its rows come from its query",
+            self.name
+        ))
+        .with_hint(format!(
+            "change what it reads, then REFRESH MATERIALIZED VIEW {}",
+            self.name
+        )))
+    }
+
+    /// Refuses to read a materialized view that was never refreshed.
+    pub(super) async fn check_populated(&self) -> Result<()> {
+        // Only a refresh makes rows.
+        if self.dataset.count_fragments() > 0 || ViewDefinition::of(self)?.is_none() {
+            return Ok(());
+        }
+        match newest_property(&self.name, &self.dataset, VIEW_STATE).await? {
+            NewestProperty::Never => Err(Error::invalid(format!(
+                "materialized view '{}' has not been populated",
+                self.name
+            ))
+            .with_hint(format!("REFRESH MATERIALIZED VIEW {}", self.name))),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -70,6 +70,49 @@ pub async fn version_times(table: &str, dataset: &Dataset) -> Result<Vec<(u64, i
         .collect())
 }
 
+/// What the newest commit says that carries a property.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NewestProperty {
+    /// The property.
+    Found(String),
+    /// No commit carries it since the table was made.
+    Never,
+    /// A version on the way is gone, or has no record.
+    Lost,
+    /// A commit since, which does not carry it, added, changed or removed rows.
+    RowsChanged,
+}
+
+/// Walks back from the version of `dataset` to the newest commit that carries the transaction property `key`. A restored
+/// version leads to the version that it restored, because the commits in between are undone.
+pub async fn newest_property(table: &str, dataset: &Dataset, key: &str) -> Result<NewestProperty> {
+    let mut version = dataset.version().version;
+    while version > 0 {
+        let transaction = match dataset.read_transaction_by_version(version).await {
+            Ok(Some(transaction)) => transaction,
+            Ok(None) => return Ok(NewestProperty::Lost),
+            Err(lance::Error::DatasetNotFound { .. } | lance::Error::NotFound { .. }) => {
+                return Ok(NewestProperty::Lost);
+            }
+            Err(error) => return Err(storage_error(table, error)),
+        };
+        let properties = transaction.transaction_properties.as_ref();
+        if let Some(text) = properties.and_then(|properties| properties.get(key)) {
+            return Ok(NewestProperty::Found(text.clone()));
+        }
+        match transaction.operation {
+            // The table was made here.
+            Operation::Overwrite { .. } => return Ok(NewestProperty::Never),
+            Operation::Append { .. } | Operation::Delete { .. } | Operation::Update { .. } => {
+                return Ok(NewestProperty::RowsChanged);
+            }
+            Operation::Restore { version: restored } => version = restored,
+            _ => version -= 1,
+        }
+    }
+    Ok(NewestProperty::Never)
+}
+
 /// Makes a new version with the content of `version`: schema, rows, definitions and all.
 pub async fn restore(table: &str, dataset: &Dataset, version: u64) -> Result<Dataset> {
     let operation = Operation::Restore { version };

@@ -5,12 +5,11 @@
 //! back from the newest version; a restored version leads to the version that it restored.
 
 use lance::Dataset;
-use lance::dataset::transaction::Operation;
 use serde::{Deserialize, Serialize};
 
 use crate::delta::{FieldIdentity, VersionStamp};
 use crate::storage::properties::VIEW_STATE;
-use crate::storage::storage_error;
+use crate::storage::version::{NewestProperty, newest_property};
 use crate::{Error, Result};
 
 /// What a view reflects of one source.
@@ -61,33 +60,13 @@ pub enum FoundState {
 
 /// Finds the state of the view that `dataset` holds.
 pub async fn find_state(table: &str, dataset: &Dataset) -> Result<FoundState> {
-    let mut version = dataset.version().version;
-    while version > 0 {
-        let transaction = match dataset.read_transaction_by_version(version).await {
-            Ok(Some(transaction)) => transaction,
-            // A commit of others without a record.
-            Ok(None) => return Ok(FoundState::Lost),
-            Err(lance::Error::DatasetNotFound { .. } | lance::Error::NotFound { .. }) => {
-                return Ok(FoundState::Lost);
-            }
-            Err(error) => return Err(storage_error(table, error)),
-        };
-        let properties = transaction.transaction_properties.as_ref();
-        if let Some(text) = properties.and_then(|properties| properties.get(VIEW_STATE)) {
-            return Ok(match serde_json::from_str(text) {
-                Ok(state) => FoundState::State(Box::new(state)),
-                Err(_) => FoundState::Lost,
-            });
-        }
-        match transaction.operation {
-            // The table was made here.
-            Operation::Overwrite { .. } => return Ok(FoundState::Never),
-            Operation::Append { .. } | Operation::Delete { .. } | Operation::Update { .. } => {
-                return Ok(FoundState::Modified);
-            }
-            Operation::Restore { version: restored } => version = restored,
-            _ => version -= 1,
-        }
-    }
-    Ok(FoundState::Never)
+    Ok(match newest_property(table, dataset, VIEW_STATE).await? {
+        NewestProperty::Found(text) => match serde_json::from_str(&text) {
+            Ok(state) => FoundState::State(Box::new(state)),
+            Err(_) => FoundState::Lost,
+        },
+        NewestProperty::Never => FoundState::Never,
+        NewestProperty::Lost => FoundState::Lost,
+        NewestProperty::RowsChanged => FoundState::Modified,
+    })
 }

@@ -42,6 +42,7 @@ impl Executor {
         let started = Instant::now();
         let name = self.name_of(&insert.table)?;
         let table = self.database.table(&name).await?;
+        table.check_not_materialized("INSERT")?;
         let (columns, source) = self.insert_source(&table, insert).await?;
         let schema = table.stored_schema();
         let mut values: Vec<Expr> = Vec::new();
@@ -243,6 +244,7 @@ impl Executor {
 
     async fn try_update(&self, name: &str, update: &Update) -> Result<(u64, u64)> {
         let table = self.database.table(name).await?;
+        table.check_not_materialized("UPDATE")?;
         let schema = table.stored_schema();
         let mut assigned = BTreeSet::new();
         for (column, _) in &update.assignments {
@@ -325,6 +327,7 @@ impl Executor {
 
     async fn try_delete(&self, name: &str, delete: &Delete) -> Result<(u64, u64)> {
         let table = self.database.table(name).await?;
+        table.check_not_materialized("DELETE")?;
         if delete.selection.is_none() && delete.using.is_empty() {
             let rows = table.dataset.count_rows(None).await? as u64;
             if rows == 0 {
@@ -353,6 +356,7 @@ impl Executor {
         let name = self.name_of(table)?;
         let (version, rows) = with_retries(|| async {
             let table = self.database.table(&name).await?;
+            table.check_not_materialized("TRUNCATE")?;
             let rows = table.dataset.count_rows(None).await? as u64;
             if rows == 0 {
                 return Ok((table.version(), 0));

@@ -70,6 +70,9 @@ impl Executor {
     /// actions before it leave them.
     async fn check_names(&self, name: &str, actions: &[AlterAction]) -> Result<()> {
         let table = self.database.table(name).await?;
+        for action in actions {
+            check_view_action(&table, action)?;
+        }
         let mut columns: BTreeSet<String> = table
             .column_names()
             .into_iter()
@@ -228,4 +231,24 @@ fn plain_column(table: &Table, column: &str, statement: &str) -> Result<Field> {
         .field_with_name(column)
         .cloned()
         .map_err(|error| Error::internal(error.to_string()))
+}
+
+/// Of a materialized view, only what is computed from its rows can be altered as that of a table.
+fn check_view_action(table: &Table, action: &AlterAction) -> Result<()> {
+    let is_of_computed = match action {
+        AlterAction::AddColumn { column, .. } => column.generated.is_some(),
+        AlterAction::AddColumns { .. } | AlterAction::EnableRowTracking => true,
+        AlterAction::DropColumn { column, .. }
+        | AlterAction::SetExpression { column, .. }
+        | AlterAction::DropExpression { column, .. } => table.definitions.is_computed(column),
+        AlterAction::RenameColumn { from, .. } => table.definitions.is_computed(from),
+        AlterAction::RenameTable { .. }
+        | AlterAction::SetType { .. }
+        | AlterAction::SetNullable { .. }
+        | AlterAction::SetDefault { .. } => false,
+    };
+    match is_of_computed {
+        true => Ok(()),
+        false => table.check_not_materialized("ALTER TABLE"),
+    }
 }
