@@ -52,14 +52,6 @@ impl LanceTable {
         &self.name
     }
 
-    /// STUB
-    pub fn with_rows(self, _: crate::storage::scan::RowFilter) -> Self {
-        self
-    }
-    /// STUB
-    pub fn with_hidden(self) -> Self {
-        self
-    }
     /// The table at its version.
     pub fn dataset(&self) -> &Arc<Dataset> {
         &self.dataset

@@ -54,19 +54,6 @@ pub enum Blobs {
     Binary,
 }
 
-/// STUB
-#[derive(Debug, Clone, PartialEq)]
-pub enum RowFilter {
-    /// a
-    All,
-    /// a
-    Only(Arc<crate::storage::RowSet>),
-    /// a
-    Except(Arc<crate::storage::RowSet>),
-}
-/// STUB
-pub const HIDDEN: &str = "headwater.hidden";
-
 /// Some of the rows of a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Window {
