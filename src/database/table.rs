@@ -15,8 +15,8 @@ use datafusion::physical_plan::ExecutionPlan;
 use lance::Dataset;
 
 use crate::storage::scan::{
-    Blobs, DEFAULT_BATCH_ROWS, LanceScanExec, ScanDescription, can_push_down, fragment_rows,
-    partition_fragments, row_field, table_schema,
+    Blobs, DEFAULT_BATCH_ROWS, LanceScanExec, RowFilter, ScanDescription, can_push_down,
+    fragment_rows, partition_fragments, row_field, selected_rows, table_schema,
 };
 
 /// A Lance table at one version.
@@ -25,6 +25,7 @@ pub struct LanceTable {
     name: String,
     dataset: Arc<Dataset>,
     schema: SchemaRef,
+    rows: RowFilter,
 }
 
 impl LanceTable {
@@ -44,7 +45,15 @@ impl LanceTable {
             name: name.into(),
             dataset,
             schema: Arc::new(schema),
+            rows: RowFilter::All,
         }
+    }
+
+    /// The same table with the rows of `rows` only, by their ids, which have to be lasting ones. They are
+    /// found by where they are stored; the others are not read.
+    pub fn with_rows(mut self, rows: RowFilter) -> Self {
+        self.rows = rows;
+        self
     }
 
     /// The name of the table.
@@ -92,19 +101,35 @@ impl TableProvider for LanceTable {
             Some(indices) => self.schema.project(indices)?,
             None => self.schema.as_ref().clone(),
         };
-        let fragments = fragment_rows(&self.dataset);
         let settings = state.config();
+        let found = match self.rows.is_all() {
+            true => fragment_rows(&self.dataset),
+            false => selected_rows(&self.name, &self.dataset, &self.rows).await?,
+        };
+        let fragments = partition_fragments(&found, settings.target_partitions());
         let description = ScanDescription {
             columns: columns.fields().iter().map(|f| f.name().clone()).collect(),
             filter: all_of(filters),
             limit,
-            fragments: partition_fragments(&fragments, settings.target_partitions()),
+            counts: match self.rows.is_all() {
+                true => Vec::new(),
+                false => sums(&found, &fragments),
+            },
+            rows: self.rows.clone(),
+            fragments,
             batch_rows: batch_rows(settings.batch_size(), &columns),
             ..ScanDescription::new(&self.dataset)
         };
         let scan = LanceScanExec::try_new(self.dataset.clone(), description)?;
         Ok(Arc::new(scan))
     }
+}
+
+/// The rows in each of `groups` of fragments, from those in each fragment.
+fn sums(rows: &[(u64, u64)], groups: &[Vec<u64>]) -> Vec<u64> {
+    let mut rows = rows.iter();
+    let sum = |group: &Vec<u64>| rows.by_ref().take(group.len()).map(|(_, rows)| rows).sum();
+    groups.iter().map(sum).collect()
 }
 
 /// Rows for a batch of `columns`: what the session says, and up to four times that

@@ -663,6 +663,39 @@ async fn row_ids_show_only_if_exposed() {
 }
 
 #[tokio::test]
+async fn a_table_of_some_rows_knows_how_many() {
+    use crate::storage::RowSet;
+
+    let fixture = Fixture::write(varied(0..1500)).await;
+    let context = fixture.context().await;
+    let few: RowSet = [7, 8, 900, 4000].into_iter().collect();
+    let few = Arc::new(few);
+    for (rows, number, shown) in [
+        (RowFilter::Only(few.clone()), 3, "rows=only 3 of 1500"),
+        (RowFilter::Except(few), 1497, "rows=except 3 of 1500"),
+    ] {
+        let table = Arc::new(fixture.table().with_rows(rows));
+        context.register_table("some", table).unwrap();
+        let plan = shown_plan(&context, "SELECT sum(id) FROM some")
+            .await
+            .unwrap();
+        assert!(plan.contains(shown), "{plan}");
+        let plan = shown_plan(&context, "SELECT count(*) FROM some")
+            .await
+            .unwrap();
+        assert!(
+            !plan.contains("LanceScanExec"),
+            "the number is known: {plan}"
+        );
+        let found = ids(&context, "some", "id >= 8 AND _rowid < 1000")
+            .await
+            .unwrap();
+        assert_eq!(found.len(), if number == 3 { 2 } else { 990 });
+        context.deregister_table("some").unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_query_uses_every_core_and_counts_from_the_manifest() {
     let fixture = Fixture::write(varied(0..1500)).await;
     let context = fixture.context().await;

@@ -10,6 +10,7 @@ mod explain;
 mod filter;
 mod partition;
 mod read;
+mod rows;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -31,11 +32,13 @@ use datafusion::physical_plan::{
 };
 use lance::Dataset;
 
+use self::rows::Shown;
 use crate::storage::open::table_name;
 use crate::{Error, ErrorKind, Result};
 
 pub use filter::can_push_down;
 pub use partition::{fragment_rows, partition_fragments};
+pub use rows::{RowFilter, selected_rows};
 pub use schema::{row_field, table_schema};
 
 /// Rows a batch has at most, unless the session says otherwise.
@@ -84,8 +87,14 @@ pub struct ScanDescription {
     /// The fragments that each partition reads, by their ids, in this order. A
     /// fragment that stands twice is read twice.
     pub fragments: Vec<Vec<u64>>,
-    /// The rows that each partition reads; empty if all read all rows. Only without a filter and a limit.
+    /// The rows that each partition reads; empty if all read all rows. Only without a filter, a limit,
+    /// and other rows than all.
     pub windows: Vec<Option<Window>>,
+    /// Which rows are read, by their ids.
+    pub rows: RowFilter,
+    /// How many live rows of each partition are among these, from [`selected_rows`]; empty if they were
+    /// not counted, and for all rows.
+    pub counts: Vec<u64>,
     /// Rows a batch has at most; not 0.
     pub batch_rows: usize,
     /// Bytes a batch has at most, but for a single row that is larger; not 0.
@@ -113,6 +122,8 @@ impl ScanDescription {
             limit: None,
             fragments: vec![dataset.fragments().iter().map(|f| f.id).collect()],
             windows: Vec::new(),
+            rows: RowFilter::default(),
+            counts: Vec::new(),
             batch_rows: DEFAULT_BATCH_ROWS,
             batch_bytes: DEFAULT_BATCH_BYTES,
             blobs: Blobs::default(),
@@ -172,6 +183,10 @@ impl LanceScanExec {
             return Err(Error::invalid(
                 "a batch must have room for at least one row",
             ));
+        }
+        description.rows.check(table, &dataset)?;
+        if !description.rows.is_all() && !description.windows.is_empty() {
+            return Err(Error::internal("a window of selected rows can't be read"));
         }
         let all = table_schema(&dataset, description.blobs);
         let schema = schema::project(&all, &description.columns).map_err(|missing| {
@@ -250,6 +265,10 @@ fn resolve(dataset: &Dataset, description: &ScanDescription) -> Result<Vec<ScanP
             let fragments = group.iter().map(place).collect::<Result<Vec<_>>>()?;
             let rows = match description.window(partition) {
                 Some(window) => Some(window.rows),
+                None if !description.rows.is_all() => {
+                    let count = description.counts.get(partition);
+                    count.and_then(|rows| usize::try_from(*rows).ok())
+                }
                 None => fragments.iter().map(|place| all[*place].num_rows()).sum(),
             };
             Ok(ScanPartition { fragments, rows })
@@ -303,6 +322,17 @@ impl DisplayAs for LanceScanExec {
             self.partitions.len(),
             description.columns.join(", "),
         )?;
+        if !description.rows.is_all() {
+            let counts = &description.counts;
+            let counted = counts.len() == description.fragments.len();
+            let all = self.dataset.fragments().iter();
+            let shown = Shown {
+                filter: &description.rows,
+                read: counted.then(|| counts.iter().sum()),
+                all: all.map(|f| f.num_rows().map(|rows| rows as u64)).sum(),
+            };
+            write!(f, "{separator}rows={shown}")?;
+        }
         if let Some(filter) = &description.filter {
             write!(f, "{separator}filter={filter}")?;
         }

@@ -27,6 +27,7 @@ use lance_core::datatypes::{Field, Schema};
 use lance_table::format::Fragment;
 
 use super::explain::explain;
+use super::rows::selected_addresses;
 use super::schema::{blob_handling, row_field, stored_blob};
 use super::{Blobs, LanceScanExec, ScanDescription, ScanPartition};
 use crate::storage::blob::{Describer, described_bytes};
@@ -158,6 +159,9 @@ impl Job {
             (LOCAL_READ_AHEAD, LOCAL_FRAGMENTS_AHEAD)
         };
 
+        let fragments = self.fragments().map(|(_, fragment)| fragment);
+        let rows = selected_addresses(&self.dataset, description, fragments).await?;
+
         let mut scanner = self.dataset.scan();
         scanner
             .with_fragments(self.fragments().map(|(_, f)| f.clone()).collect())
@@ -174,6 +178,9 @@ impl Job {
             .fragment_readahead(fragments_ahead)
             .io_buffer_size(MIN_READ_AHEAD.max(read_ahead / partitions as u64))
             .scan_stats_callback(Arc::new(move |counts| bytes_read.add(counts.bytes_read)));
+        if let Some(rows) = rows {
+            scanner.with_physical_row_addr_prefilter(rows);
+        }
         if let Some(filter) = &description.filter {
             scanner.filter_expr(filter.clone());
         }

@@ -15,6 +15,7 @@ use lance_index::IndexType;
 use lance_index::scalar::ScalarIndexParams;
 use tempfile::TempDir;
 
+mod selected;
 use super::*;
 
 /// A table of its own folder, gone with the value.
