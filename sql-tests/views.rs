@@ -19,7 +19,7 @@ use rand::{Rng, SeedableRng};
 const DEFAULT_SEEDS: [u64; 1] = [20_261_121];
 const DEFAULT_STEPS: usize = 40;
 
-/// Queries by class. All are deterministic: what ties is ordered by an id as well.
+/// Queries by class, some with another one behind CHECK that gives the same. All are deterministic: what ties is ordered by an id as well.
 const CLASSES: &[(&str, &[&str])] = &[
     (
         "row",
@@ -51,7 +51,10 @@ const CLASSES: &[(&str, &[&str])] = &[
             "SELECT k, count(*) AS n, sum(x) AS s, avg(x) AS m FROM a GROUP BY k",
             "SELECT k, min(x) AS lo, max(s) AS hi, count(DISTINCT s) AS n FROM a WHERE x > -50 GROUP BY k",
             "SELECT count(*) AS n, sum(d) AS s, max(x) AS hi FROM a",
-            "SELECT f, sum(f) AS s, count(*) AS n FROM a GROUP BY f",
+            // DataFusion makes one group or two of 0.0 and -0.0, as its plan has it; a view makes one.
+            "SELECT f, count(*) AS n FROM a GROUP BY f \
+             CHECK SELECT CAST(t AS DOUBLE) AS f, count(*) AS n FROM \
+             (SELECT replace(CAST(f AS VARCHAR), '-0.0', '0.0') AS t FROM a) z GROUP BY t",
             "SELECT k % 2 AS odd, s, sum(d) AS d FROM a GROUP BY k % 2, s HAVING count(*) > 1",
             "SELECT DISTINCT k, s FROM a",
             "SELECT k, s, grouping(k) AS g, sum(x) AS x FROM a GROUP BY ROLLUP (k, s)",
@@ -190,7 +193,7 @@ impl Walk {
     }
 
     async fn create(&self, place: usize) -> Outcome<()> {
-        let query = self.queries[place];
+        let (query, _) = parts(self.queries[place]);
         self.sql(&format!(
             "CREATE MATERIALIZED VIEW IF NOT EXISTS v{place} AS {query}"
         ))
@@ -385,7 +388,7 @@ impl Walk {
                 return Err(format!("v{place}, {query}: was refreshed in full: {report:?}").into());
             }
             let held = rendered(&self.sql(&format!("SELECT * FROM v{place}")).await?)?;
-            let wanted = rendered(&self.sql(query).await?)?;
+            let wanted = rendered(&self.sql(parts(query).1).await?)?;
             if held != wanted {
                 let more: Vec<_> = held.iter().filter(|row| !wanted.contains(row)).collect();
                 let less: Vec<_> = wanted.iter().filter(|row| !held.contains(row)).collect();
@@ -400,6 +403,11 @@ impl Walk {
         self.log.push("refresh".into());
         Ok(())
     }
+}
+
+/// The query of a view, and the one that it is compared with.
+fn parts(query: &str) -> (&str, &str) {
+    query.split_once(" CHECK ").unwrap_or((query, query))
 }
 
 /// All rows as text, sorted: a multiset.

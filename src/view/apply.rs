@@ -120,11 +120,6 @@ impl StoredRows {
         Ok(())
     }
 
-    /// How many rows.
-    pub(super) fn len(&self) -> usize {
-        self.rows.len()
-    }
-
     fn key_of(&self, batch: &RecordBatch) -> Vec<ArrayRef> {
         let columns = self.layout.keys.iter();
         columns.map(|key| Arc::clone(batch.column(*key))).collect()

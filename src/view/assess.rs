@@ -17,12 +17,12 @@ use super::operator::Node;
 use super::plan::{check_sources, plan_query, unstable_function};
 use super::source::{Source, SourceVersions};
 use super::state::{FoundState, SourceState, ViewState, find_state};
+use crate::database::definition::HIDDEN;
 use crate::database::expression::stored_type;
 use crate::database::materialized_view::ViewDefinition;
 use crate::database::{Database, LanceTable, Table};
 use crate::delta::{self, Delta, FieldIdentity, VersionStamp};
 use crate::storage::RowSet;
-use crate::storage::scan::HIDDEN;
 use crate::{Error, Result};
 
 /// Reason code: it has no rows yet.

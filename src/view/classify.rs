@@ -212,7 +212,7 @@ impl Classifier {
                 .list_type_columns
                 .iter()
                 .any(|(_, list)| list.depth != 1)
-                || !unnest.options.recursions.is_empty()
+                || unnest.options.recursions.iter().any(|r| r.depth != 1)
             {
                 return Err(not_incremental("Unnest"));
             }

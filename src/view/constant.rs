@@ -61,6 +61,6 @@ impl Operator for Constant {
             );
             parts.push(Some(project(row.clone(), all)?));
         }
-        Ok(union(parts))
+        Ok(union(parts)?)
     }
 }

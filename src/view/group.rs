@@ -5,16 +5,16 @@
 //! - removed = γ(S₀ ⋉ K), added = γ(S₁ ⋉ K), unchanged = γ(S₁ ▷ K).
 //!
 //! This holds for every aggregate function. Without GROUP BY there is one group, which is touched by any change.
-//! Grouping sets are a union of groupings, and DISTINCT is a grouping by all columns.
+//! 0.0 and -0.0 are one group: DataFusion may put them in one or in two, as its plan has it. Grouping sets are a union of groupings, and DISTINCT is a grouping by all columns.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use datafusion::logical_expr::{Aggregate, Expr, Filter, LogicalPlan, lit};
 
-use super::keys::in_keys;
+use super::keys::{KeySet, in_keys, one_zero};
 use super::operator::{Node, Operator, Pass};
-use super::relation::{Side, columns, project};
+use super::relation::{Side, project};
 use crate::Result;
 
 /// A grouping.
@@ -29,22 +29,39 @@ pub(super) struct Group {
 }
 
 impl Group {
+    /// The groups of the rows that are removed from the input or added to it.
+    async fn touched(&self, node: &Node, pass: &Pass) -> Result<Arc<KeySet>> {
+        let inputs = [(&self.input, &self.groups[..])];
+        pass.touched(3 * node.id, &inputs).await
+    }
+
     fn over(&self, node: &Node, rows: LogicalPlan) -> Result<LogicalPlan> {
-        let grouped = LogicalPlan::Aggregate(Aggregate::try_new(
-            Arc::new(rows),
-            self.groups.clone(),
+        let groups = self
+            .groups
+            .iter()
+            .cloned()
+            .map(|group| one_zero(group, rows.schema()));
+        let grouped = Aggregate::try_new(
+            Arc::new(rows.clone()),
+            groups.collect::<datafusion::common::Result<_>>()?,
             self.aggregates.clone(),
-        )?);
-        let mut all = columns(&node.schema);
+        )?;
+        // By their places: the groups may have got other names.
+        let computed = grouped.schema.columns().into_iter().zip(node.schema.iter());
+        let mut all: Vec<Expr> = computed
+            .map(|(column, (qualifier, field))| {
+                Expr::Column(column).alias_qualified(qualifier.cloned(), field.name())
+            })
+            .collect();
         // The groups are its first columns. The only group has a number for a key.
-        let groups = node.schema.columns().into_iter().map(Expr::Column);
+        let groups = grouped.schema.columns().into_iter().map(Expr::Column);
         let groups: Vec<Expr> = match self.groups.is_empty() {
             true => vec![lit(0_u64)],
             false => groups.collect(),
         };
         let keys = node.keys.iter().zip(groups);
         all.extend(keys.map(|(key, group)| group.alias(&key.name)));
-        Ok(project(grouped, all)?)
+        Ok(project(LogicalPlan::Aggregate(grouped), all)?)
     }
 }
 
@@ -58,12 +75,17 @@ impl Operator for Group {
         vec![&self.input]
     }
 
+    async fn touched_keys(&self, node: &Node, pass: &Pass) -> Result<Option<Arc<KeySet>>> {
+        if self.groups.is_empty() {
+            return Ok(None);
+        }
+        self.touched(node, pass).await.map(Some)
+    }
+
     async fn relation(&self, node: &Node, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>> {
         let mut restriction = None;
         if !matches!(side, Side::Old | Side::New) {
-            let touched = pass
-                .touched(3 * node.id, &[(&self.input, &self.groups[..])])
-                .await?;
+            let touched = self.touched(node, pass).await?;
             let takes_all = touched.is_empty() || self.groups.is_empty();
             match (side == Side::Unchanged, touched.is_empty(), takes_all) {
                 // Nothing changed, or the only group did.

@@ -81,7 +81,7 @@ impl Operator for InnerJoin {
             Side::Removed | Side::Added => {
                 let first = self.part(node, pass, side, side.whole()).await?;
                 let second = self.part(node, pass, Side::Unchanged, side).await?;
-                Ok(union([first, second]))
+                Ok(union([first, second])?)
             }
         }
     }

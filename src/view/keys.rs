@@ -11,10 +11,11 @@ use datafusion::arrow::array::{Array, ArrayRef, AsArray, BooleanArray};
 use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::{DataType, Float32Type, Float64Type, UInt64Type};
 use datafusion::arrow::row::{RowConverter, Rows, SortField};
-use datafusion::common::{Result, ScalarValue};
+use datafusion::common::{DFSchema, DataFusionError, Result, ScalarValue};
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::logical_expr::{
-    ColumnarValue, Expr, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
+    ColumnarValue, Expr, ExprSchemable, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature,
+    Volatility,
 };
 use futures::StreamExt;
 
@@ -107,11 +108,6 @@ impl KeySet {
     /// Whether there is no key.
     pub(super) fn is_empty(&self) -> bool {
         self.keys.is_empty()
-    }
-
-    /// How many keys.
-    pub(super) fn len(&self) -> usize {
-        self.keys.len()
     }
 
     fn contained(&self, columns: &[ArrayRef]) -> Result<BooleanArray> {
@@ -235,4 +231,43 @@ pub(super) fn in_rows(rows: &Arc<RowSet>, id: Expr) -> Expr {
         signature: Signature::exact(vec![DataType::UInt64], Volatility::Immutable),
     };
     ScalarUDF::new_from_impl(function).call(vec![id])
+}
+
+/// Makes 0.0 of -0.0.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct OneZero {
+    signature: Signature,
+}
+
+impl ScalarUDFImpl for OneZero {
+    fn name(&self) -> &str {
+        "one_zero"
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, types: &[DataType]) -> Result<DataType> {
+        Ok(types.first().cloned().unwrap_or(DataType::Null))
+    }
+
+    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        let mut columns = ColumnarValue::values_to_arrays(&args.args)?;
+        let column = columns.pop().map(|column| canonical(&column));
+        column
+            .map(ColumnarValue::Array)
+            .ok_or_else(|| DataFusionError::Internal("one_zero() of nothing".to_string()))
+    }
+}
+
+/// `key` with one value for 0.0 and -0.0, and one for all NaN.
+pub(super) fn one_zero(key: Expr, schema: &DFSchema) -> Result<Expr> {
+    Ok(match key.get_type(schema)? {
+        DataType::Float32 | DataType::Float64 => {
+            let signature = Signature::any(1, Volatility::Immutable);
+            ScalarUDF::new_from_impl(OneZero { signature }).call(vec![key])
+        }
+        _ => key,
+    })
 }

@@ -12,7 +12,7 @@ use datafusion::physical_plan::execute_stream;
 use tokio::sync::{Mutex, OnceCell};
 
 use super::keys::KeySet;
-use super::relation::{KeyColumn, Side, arrange, project};
+use super::relation::{KeyColumn, Side, arrange, key_columns, project};
 use super::source::SourceVersions;
 use crate::{Error, Result};
 
@@ -28,6 +28,11 @@ pub(super) trait Operator: Debug + Send + Sync {
     /// One of its relations, with the columns of its node and the key behind them, in this order; `None` if there can't
     /// be a row in it.
     async fn relation(&self, node: &Node, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>>;
+
+    /// The keys of the rows that may be removed or added, if they are found without computing these.
+    async fn touched_keys(&self, _: &Node, _: &Pass) -> Result<Option<Arc<KeySet>>> {
+        Ok(None)
+    }
 
     /// Whether each of its rows comes from single rows of the sources, whose ids are its key, so that a row of
     /// its output changed only if one of those did.
@@ -67,6 +72,11 @@ impl Node {
     /// One of its relations.
     pub(super) async fn relation(&self, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>> {
         self.operator.relation(self, pass, side).await
+    }
+
+    /// The keys of the rows that are removed, and perhaps of others that may be.
+    pub(super) async fn touched_keys(&self, pass: &Pass) -> Result<Option<Arc<KeySet>>> {
+        self.operator.touched_keys(self, pass).await
     }
 
     /// Its columns and its key, taken from a plan that has them among others.
@@ -142,9 +152,13 @@ impl Pass {
         Ok(Arc::clone(found))
     }
 
-    /// The values of `keys` in the rows that are removed from the output of `root`.
-    pub(super) async fn removed_keys(&self, root: &Node, keys: &[Expr]) -> Result<Arc<KeySet>> {
-        self.find_keys(&[(root, keys)], &[Side::Removed]).await
+    /// The keys of the rows that are removed from the output of `root`, and perhaps of others.
+    pub(super) async fn removed_keys(&self, root: &Node) -> Result<Arc<KeySet>> {
+        if let Some(touched) = root.touched_keys(self).await? {
+            return Ok(touched);
+        }
+        let keys = key_columns(&root.keys);
+        self.find_keys(&[(root, &keys)], &[Side::Removed]).await
     }
 
     async fn find_keys(&self, inputs: &[(&Node, &[Expr])], sides: &[Side]) -> Result<Arc<KeySet>> {

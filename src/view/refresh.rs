@@ -397,8 +397,7 @@ async fn read_touched(
         });
         by_source.reduce(Expr::or)
     } else {
-        let own: Vec<Expr> = root.keys.iter().map(|key| key.column()).collect();
-        let removed = pass.removed_keys(root, &own).await?;
+        let removed = pass.removed_keys(root).await?;
         (!removed.is_empty()).then(|| in_keys(&removed, keys))
     };
     let Some(condition) = condition else {

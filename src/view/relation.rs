@@ -88,17 +88,32 @@ pub(super) fn arrange(
 }
 
 /// All rows of all `parts`, which have the same columns; `None` if there is no part.
-pub(super) fn union(parts: impl IntoIterator<Item = Option<LogicalPlan>>) -> Option<LogicalPlan> {
-    let mut parts: Vec<Arc<LogicalPlan>> = parts.into_iter().flatten().map(Arc::new).collect();
-    match parts.len() {
-        0 => None,
-        1 => parts.pop().map(Arc::unwrap_or_clone),
-        _ => {
-            let schema = Arc::clone(parts[0].schema());
-            Some(LogicalPlan::Union(Union {
-                inputs: parts,
-                schema,
-            }))
-        }
+pub(super) fn union(
+    parts: impl IntoIterator<Item = Option<LogicalPlan>>,
+) -> Result<Option<LogicalPlan>> {
+    let mut parts: Vec<LogicalPlan> = parts.into_iter().flatten().collect();
+    if parts.len() < 2 {
+        return Ok(parts.pop());
     }
+    let schema = Arc::clone(parts[0].schema());
+    // A union forgets qualifiers: its columns have other names, and get their own back behind it.
+    let inputs = parts.into_iter().map(|part| {
+        let columns = part.schema().columns().into_iter().enumerate();
+        let renamed = columns.map(|(place, column)| Expr::Column(column).alias(in_union(place)));
+        let renamed = renamed.collect();
+        project(part, renamed).map(Arc::new)
+    });
+    let union = Union::try_new(inputs.collect::<Result<_>>()?)?;
+    let columns = schema
+        .iter()
+        .enumerate()
+        .map(|(place, (qualifier, field))| {
+            Expr::Column(Column::new_unqualified(in_union(place)))
+                .alias_qualified(qualifier.cloned(), field.name())
+        });
+    project(LogicalPlan::Union(union), columns.collect()).map(Some)
+}
+
+fn in_union(place: usize) -> String {
+    format!("__column_{place}")
 }

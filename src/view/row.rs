@@ -10,6 +10,7 @@ use datafusion::common::Column;
 use datafusion::logical_expr::{Expr, Filter, LogicalPlan, SubqueryAlias};
 use datafusion::sql::TableReference;
 
+use super::keys::KeySet;
 use super::operator::{Node, Operator, Pass};
 use super::relation::{Side, columns, key_columns, project};
 use crate::Result;
@@ -46,6 +47,10 @@ impl Operator for ByRow {
 
     fn is_by_row(&self) -> bool {
         true
+    }
+
+    async fn touched_keys(&self, _: &Node, pass: &Pass) -> Result<Option<Arc<KeySet>>> {
+        self.input.touched_keys(pass).await
     }
 
     async fn relation(&self, node: &Node, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>> {

@@ -59,6 +59,6 @@ impl Operator for UnionAll {
             }
             parts.push(Some(project(rows, all)?));
         }
-        Ok(union(parts))
+        Ok(union(parts)?)
     }
 }
