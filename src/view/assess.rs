@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 use super::classify::{Classified, Obstacle, classify, source_of};
 use super::operator::Node;
 use super::plan::{check_sources, plan_query, unstable_function};
+use super::relation::hidden_names;
 use super::source::{Source, SourceVersions};
 use super::state::{FoundState, SourceState, ViewState, find_state};
 use crate::database::definition::HIDDEN;
@@ -87,18 +88,14 @@ impl Query {
         let mut fields: Vec<Field> = shown
             .map(|(field, name)| Field::new(name, stored_type(field.data_type()), true))
             .collect();
-        for (place, key) in self.root.iter().flat_map(|root| &root.keys).enumerate() {
+        let keys = self.root.as_ref().map_or(&[][..], |root| &root.keys);
+        for (name, key) in hidden_names(keys).into_iter().zip(keys) {
             let hidden = BTreeMap::from([(HIDDEN.to_string(), "true".to_string())]);
-            let field = Field::new(key_name(place), stored_type(&key.data_type), true);
+            let field = Field::new(name, stored_type(&key.data_type), true);
             fields.push(field.with_metadata(hidden.into_iter().collect()));
         }
         Schema::new(fields)
     }
-}
-
-/// The name of a column of the key in the stored table.
-pub(super) fn key_name(place: usize) -> String {
-    format!("_key_{}", place + 1)
 }
 
 fn names(plan: &LogicalPlan, given: &[String]) -> Result<Vec<String>> {

@@ -11,8 +11,8 @@ use datafusion::logical_expr::expr::{
     AggregateFunction, AggregateFunctionParams, Alias, GroupingSet, WindowFunction,
 };
 use datafusion::logical_expr::{
-    Aggregate, Expr, Join, Limit, LogicalPlan, Projection, SortExpr, TableScan, Union, Unnest,
-    Values, Window, WindowFrameUnits, lit,
+    Aggregate, Expr, ExprSchemable, Join, Limit, LogicalPlan, Projection, SortExpr, TableScan,
+    Union, Unnest, Values, Window, WindowFrameUnits, lit,
 };
 
 use super::constant::Constant;
@@ -22,6 +22,7 @@ use super::matching::MatchingJoin;
 use super::operator::Node;
 use super::relation::{KeyColumn, key_columns};
 use super::row::{ByRow, RowStep};
+use super::signed::{SignedGroup, states};
 use super::source::{Scan, Source};
 use super::top::Top;
 use super::union::UnionAll;
@@ -64,7 +65,10 @@ type Classification<T> = std::result::Result<T, Obstacle>;
 
 /// Divides a plan into operators.
 pub(super) fn classify(plan: &LogicalPlan) -> Classification<Classified> {
-    let mut classifier = Classifier::default();
+    let mut classifier = Classifier {
+        is_at_top: true,
+        ..Default::default()
+    };
     let root = classifier.node(plan)?;
     Ok(Classified {
         root,
@@ -99,6 +103,8 @@ struct Classifier {
     nodes: usize,
     keys: usize,
     sources: Vec<Source>,
+    /// Whether there are only projections above.
+    is_at_top: bool,
 }
 
 impl Classifier {
@@ -113,10 +119,20 @@ impl Classifier {
             name: format!("__key_{}", self.keys),
             data_type,
             source,
+            is_state: false,
         }
     }
 
     fn node(&mut self, plan: &LogicalPlan) -> Classification<Node> {
+        let is_at_top = std::mem::take(&mut self.is_at_top);
+        self.is_at_top = is_at_top
+            && match plan {
+                LogicalPlan::Projection(_)
+                | LogicalPlan::SubqueryAlias(_)
+                | LogicalPlan::Repartition(_) => true,
+                LogicalPlan::Sort(sort) => sort.fetch.is_none(),
+                _ => false,
+            };
         match plan {
             LogicalPlan::TableScan(scan) => self.scan(scan),
             LogicalPlan::Projection(projection) => {
@@ -134,7 +150,7 @@ impl Classifier {
             LogicalPlan::Unnest(unnest) => self.unnest(unnest),
             LogicalPlan::Union(union) => self.union(union),
             LogicalPlan::Join(join) => self.join(join),
-            LogicalPlan::Aggregate(aggregate) => self.aggregate(aggregate),
+            LogicalPlan::Aggregate(aggregate) => self.aggregate(aggregate, is_at_top),
             LogicalPlan::Window(window) => self.window(window),
             LogicalPlan::Limit(limit) => self.limit(limit),
             // An order without a limit is none of a table's.
@@ -265,7 +281,7 @@ impl Classifier {
         })
     }
 
-    fn aggregate(&mut self, aggregate: &Aggregate) -> Classification<Node> {
+    fn aggregate(&mut self, aggregate: &Aggregate, is_at_top: bool) -> Classification<Node> {
         if let [Expr::GroupingSet(sets)] = aggregate.group_expr.as_slice() {
             let union = grouping_sets(aggregate, sets)?;
             return self.node(&union);
@@ -274,13 +290,27 @@ impl Classifier {
         check_keys(aggregate.group_expr.iter(), &input.schema)?;
         let groups = aggregate.group_expr.clone();
         let schema = Arc::clone(&aggregate.schema);
-        let keys = match groups.is_empty() {
+        let mut keys: Vec<KeyColumn> = match groups.is_empty() {
             true => vec![self.key(DataType::UInt64, None)],
             false => schema.fields()[..groups.len()]
                 .iter()
                 .map(|field| self.key(field.data_type().clone(), None))
                 .collect(),
         };
+        if is_at_top && let Some((states, results)) = states(&aggregate.aggr_expr, &input.schema)? {
+            for state in &states {
+                let mut column = self.key(state.get_type(&input.schema)?, None);
+                column.is_state = true;
+                keys.push(column);
+            }
+            let operator = SignedGroup {
+                input,
+                groups,
+                results,
+                states,
+            };
+            return Ok(Node::new(self.next_node(), schema, keys, operator));
+        }
         let aggregates = aggregate
             .aggr_expr
             .iter()
@@ -365,8 +395,6 @@ fn check_keys<'a>(
     keys: impl IntoIterator<Item = &'a Expr>,
     schema: &DFSchema,
 ) -> Classification<()> {
-    use datafusion::logical_expr::ExprSchemable;
-
     for key in keys {
         let field = SortField::new(key.get_type(schema)?);
         if !RowConverter::supports_fields(&[field]) {

@@ -96,10 +96,16 @@ impl KeySet {
     pub(super) async fn extend(&mut self, mut rows: SendableRecordBatchStream) -> Result<()> {
         while let Some(batch) = rows.next().await {
             let batch = batch?;
-            for row in &self.encoder.encode(batch.columns())? {
-                if !self.keys.contains(row.as_ref()) {
-                    self.keys.insert(row.as_ref().into());
-                }
+            self.insert(batch.columns())?;
+        }
+        Ok(())
+    }
+
+    /// Adds keys.
+    pub(super) fn insert(&mut self, columns: &[ArrayRef]) -> Result<()> {
+        for row in &self.encoder.encode(columns)? {
+            if !self.keys.contains(row.as_ref()) {
+                self.keys.insert(row.as_ref().into());
             }
         }
         Ok(())

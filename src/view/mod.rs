@@ -15,6 +15,7 @@ mod plan;
 pub mod refresh;
 mod relation;
 mod row;
+mod signed;
 mod source;
 pub mod state;
 mod top;

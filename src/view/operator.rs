@@ -5,14 +5,15 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use datafusion::common::DFSchemaRef;
+use datafusion::common::{Column, DFSchemaRef};
+use datafusion::datasource::MemTable;
 use datafusion::execution::{SendableRecordBatchStream, SessionState};
 use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, lit};
 use datafusion::physical_plan::execute_stream;
 use tokio::sync::{Mutex, OnceCell};
 
 use super::keys::KeySet;
-use super::relation::{KeyColumn, Side, arrange, key_columns, project};
+use super::relation::{KeyColumn, Side, arrange, hidden_names, project};
 use super::source::SourceVersions;
 use crate::{Error, Result};
 
@@ -115,16 +116,52 @@ pub(super) struct Pass {
     pub(super) sources: Vec<SourceVersions>,
     /// The keys that changes touch, by node: found once, used by several relations.
     touched: Mutex<HashMap<usize, Arc<OnceCell<Arc<KeySet>>>>>,
+    /// What changes add to groups, by node.
+    deltas: Mutex<HashMap<usize, Arc<OnceCell<Arc<GroupDelta>>>>>,
+    /// The rows of the view, with all its columns.
+    stored: Option<LogicalPlan>,
+}
+
+/// What changes of its input add to the groups of a node and take away.
+#[derive(Debug)]
+pub(super) struct GroupDelta {
+    /// The groups.
+    pub(super) keys: Arc<KeySet>,
+    /// Their states; `None` if there is no change.
+    pub(super) rows: Option<Arc<MemTable>>,
 }
 
 impl Pass {
-    /// A pass over these versions.
-    pub(super) fn new(state: SessionState, sources: Vec<SourceVersions>) -> Self {
+    /// A pass over these versions, for a view whose rows `stored` gives.
+    pub(super) fn new(
+        state: SessionState,
+        sources: Vec<SourceVersions>,
+        stored: Option<LogicalPlan>,
+    ) -> Self {
         Self {
             state,
             sources,
             touched: Mutex::default(),
+            deltas: Mutex::default(),
+            stored,
         }
+    }
+
+    /// Where the changes of a node's groups are kept once they are found.
+    pub(super) async fn group_delta(&self, node: usize) -> Arc<OnceCell<Arc<GroupDelta>>> {
+        Arc::clone(self.deltas.lock().await.entry(node).or_default())
+    }
+
+    /// The stored rows of the view: the columns `keys` of its last operator, by their names in plans.
+    pub(super) fn stored_groups(&self, keys: &[KeyColumn]) -> Result<LogicalPlan> {
+        let stored = self.stored.clone();
+        let stored = stored.ok_or_else(|| Error::internal("a view has no stored rows"))?;
+        let qualifier = stored.schema().qualified_field(0).0.cloned();
+        let columns = hidden_names(keys)
+            .into_iter()
+            .zip(keys)
+            .map(|(name, key)| Expr::Column(Column::new(qualifier.clone(), name)).alias(&key.name));
+        Ok(project(stored, columns.collect())?)
     }
 
     /// Runs a plan.
@@ -157,7 +194,8 @@ impl Pass {
         if let Some(touched) = root.touched_keys(self).await? {
             return Ok(touched);
         }
-        let keys = key_columns(&root.keys);
+        let keys = root.keys.iter().filter(|key| !key.is_state);
+        let keys: Vec<Expr> = keys.map(KeyColumn::column).collect();
         self.find_keys(&[(root, &keys)], &[Side::Removed]).await
     }
 

@@ -13,10 +13,10 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 use super::apply::{Layout, StoredRows, changes};
-use super::assess::{Assessment, Scope, SourceChange, assess, key_name};
+use super::assess::{Assessment, Scope, SourceChange, assess};
 use super::keys::{in_keys, in_rows};
 use super::operator::{Node, Pass};
-use super::relation::{Side, project};
+use super::relation::{Side, hidden_names, project};
 use crate::database::materialized_view::ViewDefinition;
 use crate::database::{Database, LanceTable, Table};
 use crate::job::counters::{Count, Phase};
@@ -342,12 +342,17 @@ async fn changed_rows(
     } = assessment;
     let schema = query.schema();
     let width = schema.fields().len();
+    let hidden = query.root.iter().flat_map(|root| &root.keys).enumerate();
+    let keys = hidden
+        .filter(|(_, key)| !key.is_state)
+        .map(|(place, _)| query.names.len() + place);
     let layout = Layout {
         stored: view.stored_schema(),
         width,
-        keys: (query.names.len()..width).collect(),
+        keys: keys.collect(),
     };
-    let pass = Pass::new(session, versions);
+    let stored = scan_stored(view, RowFilter::All)?.build()?;
+    let pass = Pass::new(session, versions, Some(stored));
     let mut stored = StoredRows::new(layout)?;
     let side = match mode {
         "full" => Side::New,
@@ -387,8 +392,10 @@ async fn read_touched(
     root: &Node,
     stored: &mut StoredRows,
 ) -> Result<()> {
-    let keys: Vec<Expr> = (0..root.keys.len())
-        .map(|place| Expr::Column(Column::new(Some(&*view.name), key_name(place))))
+    let names = hidden_names(&root.keys).into_iter().zip(&root.keys);
+    let keys: Vec<Expr> = names
+        .filter(|(_, key)| !key.is_state)
+        .map(|(name, _)| Expr::Column(Column::new(Some(&*view.name), name)))
         .collect();
     let condition = if root.is_by_row() {
         let by_source = root.keys.iter().zip(&keys).filter_map(|(key, column)| {

@@ -43,7 +43,7 @@ impl Side {
     }
 }
 
-/// A column of a key.
+/// A column of a key, or of the state behind it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct KeyColumn {
     /// Its name in plans: unqualified, and one in the whole query.
@@ -52,6 +52,8 @@ pub(super) struct KeyColumn {
     pub(super) data_type: DataType,
     /// The source whose row ids it holds, as its place among the sources of the query.
     pub(super) source: Option<usize>,
+    /// Whether it is no part of the key, but of the state that is stored with a row.
+    pub(super) is_state: bool,
 }
 
 impl KeyColumn {
@@ -59,6 +61,22 @@ impl KeyColumn {
     pub(super) fn column(&self) -> Expr {
         Expr::Column(Column::new_unqualified(&self.name))
     }
+}
+
+/// The names that the columns of a key, and of the state behind it, have in the table that stores a view.
+pub(super) fn hidden_names(keys: &[KeyColumn]) -> Vec<String> {
+    let (mut of_key, mut of_state) = (0, 0);
+    let names = keys.iter().map(|key| match key.is_state {
+        true => {
+            of_state += 1;
+            format!("_state_{of_state}")
+        }
+        false => {
+            of_key += 1;
+            format!("_key_{of_key}")
+        }
+    });
+    names.collect()
 }
 
 /// References to all columns of `schema`.
