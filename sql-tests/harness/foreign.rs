@@ -47,6 +47,8 @@ enum Kind<'a> {
     DropColumn(&'a str),
     /// Adds a column with values, `name = expression`.
     AddColumn(&'a str),
+    /// Marks a column as hidden from users of Headwater.
+    HideColumn(&'a str),
 }
 
 impl<'a> Change<'a> {
@@ -64,6 +66,7 @@ impl<'a> Change<'a> {
             ("tag", false) => Kind::Tag(body),
             ("drop_column", false) => Kind::DropColumn(body),
             ("add_column", false) => Kind::AddColumn(body),
+            ("hide_column", false) => Kind::HideColumn(body),
             _ => {
                 return Err(Failure::new(format!(
                     "\\foreign: no change '{change}', or a body that it must or must not have"
@@ -134,6 +137,13 @@ impl<'a> Change<'a> {
                     .add_columns(transform, None, None)
                     .await
                     .map_err(Failure::new)
+            }
+            Kind::HideColumn(column) => {
+                let mut dataset = open(&uri).await?;
+                let hidden = [("headwater.hidden", "true")];
+                let update = dataset.update_field_metadata().update(column, hidden);
+                update.map_err(Failure::new)?.await.map_err(Failure::new)?;
+                Ok(())
             }
         }
     }

@@ -27,9 +27,24 @@ const SOURCE_SIGNATURE: &str = "computed_refresh.source_signature";
 const DEFINITION: &str = "headwater.definition";
 /// Field metadata: the SQL text of a column's DEFAULT.
 pub const DEFAULT: &str = "headwater.default";
+/// Field metadata: "true" for a stored column that is left out of what users see: it serves the maintenance
+/// of the table. Other programs see it as any other.
+pub const HIDDEN: &str = "headwater.hidden";
 /// Schema metadata: the virtual columns, as a JSON array. An overwrite of the table drops it
 /// together with the columns it speaks of.
 pub const VIRTUAL_COLUMNS: &str = "headwater.virtual_columns";
+
+/// Whether `field` is a [hidden](HIDDEN) column.
+pub fn is_hidden(field: &Field) -> bool {
+    field.metadata().get(HIDDEN).is_some_and(|v| v == "true")
+}
+
+/// The columns of `schema` that are not [hidden](HIDDEN).
+pub fn shown_columns(schema: &Schema) -> Schema {
+    let fields = schema.fields().iter().filter(|field| !is_hidden(field));
+    let fields: Vec<_> = fields.cloned().collect();
+    Schema::new_with_metadata(fields, schema.metadata().clone())
+}
 
 /// How a column is computed.
 #[derive(Debug, Clone, PartialEq, Eq)]

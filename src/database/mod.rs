@@ -27,7 +27,7 @@ pub use table::LanceTable;
 use crate::storage::Root;
 use crate::storage::tag::tag_version;
 use crate::{Error, ErrorKind, Result};
-use definition::Definitions;
+use definition::{Definitions, shown_columns};
 use name::Version;
 
 /// Gives the state that a session has now; `None` once the session is gone.
@@ -179,9 +179,14 @@ impl Database {
 }
 
 impl Table {
-    /// The stored columns, with their metadata.
+    /// The stored columns, hidden ones too, with their metadata.
     pub fn stored_schema(&self) -> SchemaRef {
         Arc::new(Schema::from(self.dataset.schema()))
+    }
+
+    /// The stored columns that users see, with their metadata.
+    pub fn shown_schema(&self) -> SchemaRef {
+        Arc::new(shown_columns(&self.stored_schema()))
     }
 
     /// The version.
@@ -189,7 +194,7 @@ impl Table {
         self.dataset.version().version
     }
 
-    /// Names of all columns, stored ones first.
+    /// Names of all columns, stored ones first; hidden ones too, since they take their names.
     pub fn column_names(&self) -> Vec<&str> {
         let stored = self.dataset.schema().fields.iter().map(|f| f.name.as_str());
         let virtuals = self.definitions.virtuals.iter().map(|v| v.name.as_str());

@@ -14,10 +14,13 @@ use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
 use datafusion::physical_plan::ExecutionPlan;
 use lance::Dataset;
 
+use super::definition::shown_columns;
 use crate::storage::scan::{
     Blobs, DEFAULT_BATCH_ROWS, LanceScanExec, RowFilter, ScanDescription, can_push_down,
     fragment_rows, partition_fragments, row_field, selected_rows, table_schema,
 };
+
+const ROW_ID: &str = "_rowid";
 
 /// A Lance table at one version.
 #[derive(Debug, Clone)]
@@ -29,24 +32,24 @@ pub struct LanceTable {
 }
 
 impl LanceTable {
-    /// The table `name` at the version of `dataset`. With `expose_row_ids` it has the
-    /// columns `_rowid` and `_rowaddr` at the end.
+    /// The table `name` at the version of `dataset`, as users see it: without hidden columns. With
+    /// `expose_row_ids` it has the columns `_rowid` and `_rowaddr` at the end.
     pub fn new(name: impl Into<String>, dataset: Arc<Dataset>, expose_row_ids: bool) -> Self {
-        let stored = table_schema(&dataset, Blobs::Descriptors);
-        let schema = if expose_row_ids {
-            let row_fields = ["_rowid", "_rowaddr"].into_iter().filter_map(row_field);
-            let fields = stored.fields().iter().cloned();
-            let fields: Vec<Arc<Field>> = fields.chain(row_fields.map(Arc::new)).collect();
-            Schema::new_with_metadata(fields, stored.metadata.clone())
-        } else {
-            stored
-        };
+        let stored = shown_columns(&table_schema(&dataset, Blobs::Descriptors));
         Self {
             name: name.into(),
             dataset,
-            schema: Arc::new(schema),
+            schema: with_row_fields(stored, expose_row_ids),
             rows: RowFilter::All,
         }
+    }
+
+    /// The same table with its hidden columns, where they are stored.
+    pub fn with_hidden(mut self) -> Self {
+        let exposes_row_ids = self.schema.fields().iter().any(|f| f.name() == ROW_ID);
+        let stored = table_schema(&self.dataset, Blobs::Descriptors);
+        self.schema = with_row_fields(stored, exposes_row_ids);
+        self
     }
 
     /// The same table with the rows of `rows` only, by their ids, which have to be lasting ones. They are
@@ -65,6 +68,17 @@ impl LanceTable {
     pub fn dataset(&self) -> &Arc<Dataset> {
         &self.dataset
     }
+}
+
+/// `stored`, with the columns `_rowid` and `_rowaddr` at the end if they are exposed.
+fn with_row_fields(stored: Schema, exposed: bool) -> SchemaRef {
+    if !exposed {
+        return Arc::new(stored);
+    }
+    let row_fields = [ROW_ID, "_rowaddr"].into_iter().filter_map(row_field);
+    let fields = stored.fields().iter().cloned();
+    let fields: Vec<Arc<Field>> = fields.chain(row_fields.map(Arc::new)).collect();
+    Arc::new(Schema::new_with_metadata(fields, stored.metadata))
 }
 
 #[async_trait]

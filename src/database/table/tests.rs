@@ -663,6 +663,37 @@ async fn row_ids_show_only_if_exposed() {
 }
 
 #[tokio::test]
+async fn hidden_columns_show_only_if_asked_for() {
+    let mut fixture = Fixture::write(varied(0..20)).await;
+    let hidden = [("headwater.hidden", "true")];
+    let update = fixture.dataset.update_field_metadata();
+    update.update("i8", hidden).unwrap().await.unwrap();
+    let dataset = Arc::new(fixture.dataset.clone());
+    let all = table_schema(&dataset, Blobs::Descriptors);
+    for row_ids in [false, true] {
+        let table = LanceTable::new("t", dataset.clone(), row_ids);
+        let width = all.fields().len() + if row_ids { 2 } else { 0 };
+        assert!(table.schema().field_with_name("i8").is_err());
+        assert_eq!(table.schema().fields().len(), width - 1);
+        let full = table.with_hidden();
+        assert_eq!(full.schema().fields().len(), width);
+        let place = all.index_of("i8").unwrap();
+        assert_eq!(full.schema().index_of("i8").unwrap(), place);
+        let context = SessionContext::new();
+        context.register_table("t", Arc::new(full)).unwrap();
+        let query = "SELECT i8 FROM t WHERE i8 IS NOT NULL OR id = 1";
+        let rows = context.sql(query).await.unwrap().collect().await;
+        assert!(
+            rows.unwrap()
+                .iter()
+                .map(RecordBatch::num_rows)
+                .sum::<usize>()
+                > 1
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_table_of_some_rows_knows_how_many() {
     use crate::storage::RowSet;
 

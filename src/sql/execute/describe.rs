@@ -82,7 +82,7 @@ impl Executor {
 
     fn column_lines(&self, table: &Table) -> Result<Vec<ColumnLine>> {
         let mut lines = Vec::new();
-        let schema = table.stored_schema();
+        let schema = table.shown_schema();
         for field in schema.fields() {
             let lance_field = table.dataset.schema().field(field.name());
             let computed = table.definitions.stored.get(field.name());

@@ -196,7 +196,7 @@ impl Executor {
     /// All columns of a table as expressions see them, virtual ones too.
     pub(in crate::sql::execute) fn visible_schema(&self, table: &Table) -> Result<Schema> {
         if table.definitions.virtuals.is_empty() {
-            return Ok(table.stored_schema().as_ref().clone());
+            return Ok(table.shown_schema().as_ref().clone());
         }
         let provider = self.database.table_provider(table, false)?;
         Ok(provider.schema().as_ref().clone())
