@@ -29,7 +29,7 @@ pub use table::LanceTable;
 use crate::storage::Root;
 use crate::storage::tag::tag_version;
 use crate::{Error, ErrorKind, Result};
-use definition::{Definitions, HIDDEN, shown_columns};
+use definition::{Definitions, shown_columns};
 use name::Version;
 
 /// Gives the state that a session has now; `None` once the session is gone.
@@ -196,7 +196,7 @@ impl Table {
         self.dataset.version().version
     }
 
-    /// Names of all columns that users see, stored ones first.
+    /// Names of all columns, stored ones first; hidden ones too, since they take their names.
     pub fn column_names(&self) -> Vec<&str> {
         let stored = self.dataset.schema().fields.iter();
         let stored = stored.filter(|f| f.metadata.get(HIDDEN).is_none_or(|v| v != "true"));
