@@ -198,9 +198,7 @@ impl Table {
 
     /// Names of all columns, stored ones first; hidden ones too, since they take their names.
     pub fn column_names(&self) -> Vec<&str> {
-        let stored = self.dataset.schema().fields.iter();
-        let stored = stored.filter(|f| f.metadata.get(HIDDEN).is_none_or(|v| v != "true"));
-        let stored = stored.map(|f| f.name.as_str());
+        let stored = self.dataset.schema().fields.iter().map(|f| f.name.as_str());
         let virtuals = self.definitions.virtuals.iter().map(|v| v.name.as_str());
         stored.chain(virtuals).collect()
     }
