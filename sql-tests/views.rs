@@ -58,6 +58,7 @@ const CLASSES: &[(&str, &[&str])] = &[
             "SELECT k % 2 AS odd, s, sum(d) AS d FROM a GROUP BY k % 2, s HAVING count(*) > 1",
             "SELECT DISTINCT k, s FROM a",
             "SELECT k, s, grouping(k) AS g, sum(x) AS x FROM a GROUP BY ROLLUP (k, s)",
+            "SELECT k, s, count(*) AS n FROM a GROUP BY CUBE (k, s)",
             "SELECT k, array_agg(x ORDER BY id) AS xs, string_agg(s, ',' ORDER BY id) AS ss FROM a GROUP BY k",
         ],
     ),

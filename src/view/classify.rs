@@ -485,8 +485,19 @@ fn grouping_sets(aggregate: &Aggregate, sets: &GroupingSet) -> Classification<Lo
     let all: Vec<Expr> = sets.distinct_expr().into_iter().cloned().collect();
     let groups: Vec<Vec<Expr>> = match sets {
         GroupingSet::GroupingSets(sets) => sets.clone(),
-        // They are spelled out when the plan is made.
-        GroupingSet::Rollup(_) | GroupingSet::Cube(_) => return Err(not_incremental("Aggregate")),
+        GroupingSet::Rollup(exprs) => (0..=exprs.len())
+            .rev()
+            .map(|width| exprs[..width].to_vec())
+            .collect(),
+        // As many sets as a machine could never compute are refused when they are planned.
+        GroupingSet::Cube(exprs) if exprs.len() > 16 => return Err(not_incremental("Aggregate")),
+        GroupingSet::Cube(exprs) => (0..1_usize << exprs.len())
+            .map(|set| {
+                let chosen = exprs.iter().enumerate();
+                let chosen = chosen.filter(|(place, _)| set & (1 << place) != 0);
+                chosen.map(|(_, expr)| expr.clone()).collect()
+            })
+            .collect(),
     };
     let mut seen: Vec<&Vec<Expr>> = Vec::new();
     let mut inputs = Vec::with_capacity(groups.len());
