@@ -11,9 +11,10 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use datafusion::common::Column;
 use datafusion::logical_expr::{Join, LogicalPlan};
 
-use super::operator::{Node, Operator, Pass};
+use super::operator::{Node, Operator, Origins, Pass};
 use super::relation::{Side, union};
 use crate::Result;
 
@@ -73,6 +74,13 @@ impl Operator for InnerJoin {
 
     fn is_by_row(&self) -> bool {
         true
+    }
+
+    fn origins(&self, column: &Column) -> Option<Origins> {
+        match self.left.schema.has_column(column) {
+            true => self.left.origins(column),
+            false => self.right.origins(column),
+        }
     }
 
     async fn relation(&self, node: &Node, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>> {

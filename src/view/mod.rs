@@ -11,6 +11,7 @@ mod join;
 mod keys;
 mod matching;
 mod operator;
+mod paid;
 mod plan;
 pub mod refresh;
 mod relation;

@@ -1,6 +1,6 @@
 //! The operators of a view's query, as maintenance sees them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -30,6 +30,16 @@ pub(super) trait Operator: Debug + Send + Sync {
     /// be a row in it.
     async fn relation(&self, node: &Node, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>>;
 
+    /// Its input and the columns that it computes, if it is a projection.
+    fn projection(&self) -> Option<(&Node, &[Expr])> {
+        None
+    }
+
+    /// The columns of sources that a column of its output is computed from; `None` if that can't be told.
+    fn origins(&self, _: &Column) -> Option<Origins> {
+        None
+    }
+
     /// The keys of the rows that may be removed or added, if they are found without computing these.
     async fn touched_keys(&self, _: &Node, _: &Pass) -> Result<Option<Arc<KeySet>>> {
         Ok(None)
@@ -41,6 +51,9 @@ pub(super) trait Operator: Debug + Send + Sync {
         false
     }
 }
+
+/// Columns of sources, each with the place of its source among those of the query.
+pub(super) type Origins = BTreeSet<(usize, String)>;
 
 /// An operator in its place in the query.
 #[derive(Debug)]
@@ -73,6 +86,16 @@ impl Node {
     /// One of its relations.
     pub(super) async fn relation(&self, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>> {
         self.operator.relation(self, pass, side).await
+    }
+
+    /// Its input and the columns that it computes, if it is a projection.
+    pub(super) fn projection(&self) -> Option<(&Node, &[Expr])> {
+        self.operator.projection()
+    }
+
+    /// The columns of sources that a column of its output is computed from; `None` if that can't be told.
+    pub(super) fn origins(&self, column: &Column) -> Option<Origins> {
+        self.operator.origins(column)
     }
 
     /// The keys of the rows that are removed, and perhaps of others that may be.

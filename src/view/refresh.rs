@@ -16,6 +16,7 @@ use super::apply::{Layout, StoredRows, changes};
 use super::assess::{Assessment, Scope, SourceChange, assess};
 use super::keys::{in_keys, in_rows};
 use super::operator::{Node, Pass};
+use super::paid;
 use super::relation::{Side, hidden_names, project};
 use crate::database::materialized_view::ViewDefinition;
 use crate::database::{Database, LanceTable, Table};
@@ -354,13 +355,18 @@ async fn changed_rows(
     let stored = scan_stored(view, RowFilter::All)?.build()?;
     let pass = Pass::new(session, versions, Some(stored));
     let mut stored = StoredRows::new(layout)?;
-    let side = match mode {
-        "full" => Side::New,
-        _ => Side::Added,
-    };
-    let added = match &query.root {
-        Some(root) => root.relation(&pass, side).await?,
-        None => Some(query.plan.clone()),
+    let added = match (&query.root, mode) {
+        (Some(root), "full") => root.relation(&pass, Side::New).await?,
+        (Some(root), _) => match by_row_condition(&pass, view, root) {
+            Some(condition) => {
+                let before = scan_stored(view, RowFilter::All)?
+                    .filter(condition)?
+                    .build()?;
+                paid::added(&pass, root, before, &query.names).await?
+            }
+            None => root.relation(&pass, Side::Added).await?,
+        },
+        (None, _) => Some(query.plan.clone()),
     };
     let added = match added {
         Some(plan) => {
@@ -392,20 +398,11 @@ async fn read_touched(
     root: &Node,
     stored: &mut StoredRows,
 ) -> Result<()> {
-    let names = hidden_names(&root.keys).into_iter().zip(&root.keys);
-    let keys: Vec<Expr> = names
-        .filter(|(_, key)| !key.is_state)
-        .map(|(name, _)| Expr::Column(Column::new(Some(&*view.name), name)))
-        .collect();
     let condition = if root.is_by_row() {
-        let by_source = root.keys.iter().zip(&keys).filter_map(|(key, column)| {
-            let removed = &pass.sources.get(key.source?)?.removed;
-            (!removed.is_empty()).then(|| in_rows(removed, column.clone()))
-        });
-        by_source.reduce(Expr::or)
+        by_row_condition(pass, view, root)
     } else {
         let removed = pass.removed_keys(root).await?;
-        (!removed.is_empty()).then(|| in_keys(&removed, keys))
+        (!removed.is_empty()).then(|| in_keys(&removed, stored_key(view, root)))
     };
     let Some(condition) = condition else {
         return Ok(());
@@ -416,6 +413,28 @@ async fn read_touched(
     }
     let rows = stored_rows(pass, view, RowFilter::Only(Arc::new(ids))).await?;
     stored.extend(rows).await
+}
+
+/// The columns of the view that hold its key.
+fn stored_key(view: &Table, root: &Node) -> Vec<Expr> {
+    let names = hidden_names(&root.keys).into_iter().zip(&root.keys);
+    names
+        .filter(|(_, key)| !key.is_state)
+        .map(|(name, _)| Expr::Column(Column::new(Some(&*view.name), name)))
+        .collect()
+}
+
+/// Which stored rows come from rows of the sources that were updated or deleted, if each comes from single ones.
+fn by_row_condition(pass: &Pass, view: &Table, root: &Node) -> Option<Expr> {
+    if !root.is_by_row() {
+        return None;
+    }
+    let columns = stored_key(view, root);
+    let by_source = root.keys.iter().zip(columns).filter_map(|(key, column)| {
+        let removed = &pass.sources.get(key.source?)?.removed;
+        (!removed.is_empty()).then(|| in_rows(removed, column))
+    });
+    by_source.reduce(Expr::or)
 }
 
 fn scan_stored(view: &Table, rows: RowFilter) -> Result<LogicalPlanBuilder> {

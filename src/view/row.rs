@@ -11,7 +11,7 @@ use datafusion::logical_expr::{Expr, Filter, LogicalPlan, SubqueryAlias};
 use datafusion::sql::TableReference;
 
 use super::keys::KeySet;
-use super::operator::{Node, Operator, Pass};
+use super::operator::{Node, Operator, Origins, Pass};
 use super::relation::{Side, columns, key_columns, project};
 use crate::Result;
 
@@ -47,6 +47,39 @@ impl Operator for ByRow {
 
     fn is_by_row(&self) -> bool {
         true
+    }
+
+    fn projection(&self) -> Option<(&Node, &[Expr])> {
+        match &self.step {
+            RowStep::Project(values) => Some((&self.input, values)),
+            RowStep::Filter(_) | RowStep::Alias(_) => None,
+        }
+    }
+
+    fn origins(&self, column: &Column) -> Option<Origins> {
+        match &self.step {
+            RowStep::Filter(_) => self.input.origins(column),
+            RowStep::Alias(_) => {
+                let columns = self.input.schema.columns();
+                let below = columns.iter().find(|below| below.name == column.name)?;
+                self.input.origins(below)
+            }
+            RowStep::Project(values) => {
+                let value = values.iter().find(|value| {
+                    let (qualifier, name) = value.qualified_name();
+                    qualifier == column.relation && name == column.name
+                })?;
+                let origins = value.column_refs().into_iter();
+                let origins = origins.map(|column| self.input.origins(column));
+                Some(
+                    origins
+                        .collect::<Option<Vec<_>>>()?
+                        .into_iter()
+                        .flatten()
+                        .collect(),
+                )
+            }
+        }
     }
 
     async fn touched_keys(&self, _: &Node, pass: &Pass) -> Result<Option<Arc<KeySet>>> {

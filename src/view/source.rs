@@ -11,14 +11,14 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use datafusion::common::DFSchemaRef;
+use datafusion::common::{Column, DFSchemaRef};
 use datafusion::datasource::provider_as_source;
 use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, col};
 use datafusion::sql::TableReference;
 use lance::Dataset;
 
-use super::operator::{Node, Operator, Pass};
+use super::operator::{Node, Operator, Origins, Pass};
 use super::relation::{Side, columns, project};
 use crate::database::LanceTable;
 use crate::storage::RowSet;
@@ -78,6 +78,11 @@ impl Operator for Scan {
         true
     }
 
+    fn origins(&self, column: &Column) -> Option<Origins> {
+        let is_ours = self.schema.has_column(column);
+        is_ours.then(|| Origins::from([(self.place, column.name.clone())]))
+    }
+
     async fn relation(&self, node: &Node, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>> {
         let versions = pass
             .sources
@@ -111,7 +116,7 @@ impl Operator for Scan {
             Some(filter) => plan.filter(filter)?,
             None => plan,
         };
-        let row_id = datafusion::common::Column::new(Some(self.name.clone()), "_rowid");
+        let row_id = Column::new(Some(self.name.clone()), "_rowid");
         let mut all = columns(&self.schema);
         all.extend(
             node.keys
