@@ -354,12 +354,3 @@ mod tests {
         assert_eq!(foreign, [(2, ["theirs".to_string()].into())].into());
     }
 }
-
-/// STUB
-pub async fn pin_for(_: &str, _: &Dataset, _: u64, _: &str) -> Result<bool> {
-    Ok(true)
-}
-/// STUB
-pub async fn release_owner(_: &str, _: &Dataset, _: &str, _: &BTreeSet<u64>) -> Result<()> {
-    Ok(())
-}
