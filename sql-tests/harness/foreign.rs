@@ -43,6 +43,8 @@ enum Kind<'a> {
     Restore(&'a str),
     /// Puts a tag on the newest version.
     Tag(&'a str),
+    /// Begins a branch at the newest version.
+    Branch(&'a str),
     /// Drops a column.
     DropColumn(&'a str),
     /// Adds a column with values, `name = expression`.
@@ -64,6 +66,7 @@ impl<'a> Change<'a> {
             ("cleanup", true) => Kind::Cleanup,
             ("restore", false) => Kind::Restore(body),
             ("tag", false) => Kind::Tag(body),
+            ("branch", false) => Kind::Branch(body),
             ("drop_column", false) => Kind::DropColumn(body),
             ("add_column", false) => Kind::AddColumn(body),
             ("hide_column", false) => Kind::HideColumn(body),
@@ -123,6 +126,12 @@ impl<'a> Change<'a> {
                 let version = dataset.version().version;
                 let tagged = dataset.tags().create(tag, version).await;
                 tagged.map_err(Failure::new)
+            }
+            Kind::Branch(branch) => {
+                let mut dataset = open(&uri).await?;
+                let version = dataset.version().version;
+                let made = dataset.create_branch(branch, version, None).await;
+                made.map(drop).map_err(Failure::new)
             }
             Kind::DropColumn(column) => {
                 let mut dataset = open(&uri).await?;

@@ -10,6 +10,9 @@
 //! A branch names the place of the files that it keeps, so a table that moved keeps nothing by it until
 //! it is [renewed](renew).
 //!
+//! The computed columns of a table share one pin for each version. What is outside of the table, such as a
+//! materialized view that reads it, is an owner with an id, and has pins of its own: nobody else releases them.
+//!
 //! Invariant: a pin says only that its version is to stay. What a derived object reflects is in its
 //! state; a pin that is missing, or one too many, is never wrong, only dearer.
 
@@ -22,19 +25,56 @@ use lance::dataset::refs::BranchContents;
 use super::storage_error;
 use crate::{Error, Result};
 
-/// What the names of pins begin with; the version follows.
+/// What the names of pins begin with; the version follows, or the owner, `-` and the version.
 const PREFIX: &str = "headwater-pin-";
 /// How often a pin that another process seems to be making is looked for.
 const LOOKS: u32 = 20;
 /// The pause between two looks.
 const PAUSE: Duration = Duration::from_millis(100);
 
-fn name_of(version: u64) -> String {
-    format!("{PREFIX}{version}")
+/// A pin: of the columns of the table itself, or of an owner.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Pin {
+    owner: Option<String>,
+    version: u64,
 }
 
-fn version_of(name: &str) -> Option<u64> {
-    name.strip_prefix(PREFIX)?.parse().ok()
+impl Pin {
+    fn new(owner: Option<&str>, version: u64) -> Self {
+        let owner = owner.map(str::to_string);
+        Self { owner, version }
+    }
+
+    /// The name of its branch.
+    fn name(&self) -> String {
+        match &self.owner {
+            Some(owner) => format!("{PREFIX}{owner}-{}", self.version),
+            None => format!("{PREFIX}{}", self.version),
+        }
+    }
+
+    /// The pin that a branch is, if it is one.
+    fn parse(name: &str) -> Option<Self> {
+        let rest = name.strip_prefix(PREFIX)?;
+        let (owner, version) = match rest.split_once('-') {
+            Some((owner, version)) if is_owner(owner) => (Some(owner), version),
+            Some(_) => return None,
+            None => (None, rest),
+        };
+        Some(Self::new(owner, version.parse().ok()?))
+    }
+}
+
+/// Whether `owner` is what ids of owners look like.
+fn is_owner(owner: &str) -> bool {
+    !owner.is_empty() && owner.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+fn check_owner(owner: &str) -> Result<()> {
+    match is_owner(owner) {
+        true => Ok(()),
+        false => Err(Error::internal(format!("'{owner}' can't own a pin"))),
+    }
 }
 
 /// Keeps `version` readable, whatever others clean up. It is no error if it is pinned already, or if
@@ -47,7 +87,18 @@ fn version_of(name: &str) -> Option<u64> {
 ///
 /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) if the version is not there any more.
 pub async fn pin(table: &str, dataset: &Dataset, version: u64) -> Result<bool> {
-    let name = name_of(version);
+    make(table, dataset, &Pin::new(None, version)).await
+}
+
+/// As [`pin`], for `owner`, whose id is of hexadecimal digits: only [`release_owner`] with the same one
+/// removes it.
+pub async fn pin_for(table: &str, dataset: &Dataset, version: u64, owner: &str) -> Result<bool> {
+    check_owner(owner)?;
+    make(table, dataset, &Pin::new(Some(owner), version)).await
+}
+
+async fn make(table: &str, dataset: &Dataset, pin: &Pin) -> Result<bool> {
+    let (name, version) = (pin.name(), pin.version);
     for look in 0..LOOKS {
         match dataset.branches().get(&name).await {
             Ok(_) => return Ok(true),
@@ -67,7 +118,7 @@ pub async fn pin(table: &str, dataset: &Dataset, version: u64) -> Result<bool> {
         }
         if look + 2 == LOOKS {
             // Nobody is that slow.
-            remove(table, dataset, version).await?;
+            remove(table, dataset, pin).await?;
         } else {
             tokio::time::sleep(PAUSE).await;
         }
@@ -76,44 +127,94 @@ pub async fn pin(table: &str, dataset: &Dataset, version: u64) -> Result<bool> {
 }
 
 /// Removes the pins of all versions but those in `keep`, which get one if they have none (another process
-/// that held the same version may have removed it). Others may do the same at the same time.
+/// that held the same version may have removed it). Others may do the same at the same time. Pins of owners
+/// stay.
 pub async fn release_except(table: &str, dataset: &Dataset, keep: &BTreeSet<u64>) -> Result<()> {
-    let pinned = pinned(table, dataset).await?;
-    let released: BTreeSet<u64> = pinned.difference(keep).copied().collect();
-    release(table, dataset, &released).await?;
-    for version in keep.difference(&pinned) {
-        match pin(table, dataset, *version).await {
-            Ok(_) => {}
-            Err(error) if error.kind() == crate::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
+    let keep = keep.iter().map(|version| Pin::new(None, *version));
+    keep_only(table, dataset, None, keep.collect()).await
+}
+
+/// As [`release_except`], for the pins of `owner` alone: with nothing to keep it has none any more.
+pub async fn release_owner(
+    table: &str,
+    dataset: &Dataset,
+    owner: &str,
+    keep: &BTreeSet<u64>,
+) -> Result<()> {
+    check_owner(owner)?;
+    let keep = keep.iter().map(|version| Pin::new(Some(owner), *version));
+    keep_only(table, dataset, Some(owner), keep.collect()).await
+}
+
+/// Makes `keep` the pins of `owner`.
+async fn keep_only(
+    table: &str,
+    dataset: &Dataset,
+    owner: Option<&str>,
+    keep: BTreeSet<Pin>,
+) -> Result<()> {
+    let mut pinned = pins(table, dataset).await?;
+    pinned.retain(|pin| pin.owner.as_deref() == owner);
+    for released in pinned.difference(&keep) {
+        remove(table, dataset, released).await?;
+    }
+    for missing in keep.difference(&pinned) {
+        make_if_there(table, dataset, missing).await?;
     }
     Ok(())
 }
 
-/// Removes the pins of `versions`, where there are any.
+/// Makes `pin`, unless its version is gone.
+async fn make_if_there(table: &str, dataset: &Dataset, pin: &Pin) -> Result<()> {
+    match make(table, dataset, pin).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == crate::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes the pins of `versions`, where there are any, but not those of owners.
 pub async fn release(table: &str, dataset: &Dataset, versions: &BTreeSet<u64>) -> Result<()> {
     for version in versions {
-        remove(table, dataset, *version).await?;
+        remove(table, dataset, &Pin::new(None, *version)).await?;
     }
     Ok(())
 }
 
-/// The versions that are pinned.
-pub async fn pinned(table: &str, dataset: &Dataset) -> Result<BTreeSet<u64>> {
+/// All pins.
+async fn pins(table: &str, dataset: &Dataset) -> Result<BTreeSet<Pin>> {
     let branches = branches(table, dataset).await?;
     Ok(branches
         .keys()
-        .filter_map(|name| version_of(name))
+        .filter_map(|name| Pin::parse(name))
         .collect())
 }
 
-/// When each pin was made, in seconds since 1970, by version.
+/// The versions that are pinned, but for those that only owners hold.
+pub async fn pinned(table: &str, dataset: &Dataset) -> Result<BTreeSet<u64>> {
+    let pins = pins(table, dataset).await?.into_iter();
+    let own = pins.filter(|pin| pin.owner.is_none());
+    Ok(own.map(|pin| pin.version).collect())
+}
+
+/// The versions that each owner holds.
+pub async fn owners(table: &str, dataset: &Dataset) -> Result<BTreeMap<String, BTreeSet<u64>>> {
+    let mut owners: BTreeMap<String, BTreeSet<u64>> = BTreeMap::new();
+    for Pin { owner, version } in pins(table, dataset).await? {
+        if let Some(owner) = owner {
+            owners.entry(owner).or_default().insert(version);
+        }
+    }
+    Ok(owners)
+}
+
+/// When each pin that is not of an owner was made, in seconds since 1970, by version.
 pub async fn pin_times(table: &str, dataset: &Dataset) -> Result<BTreeMap<u64, u64>> {
-    let branches = branches(table, dataset).await?;
-    Ok(branches
-        .into_iter()
-        .filter_map(|(name, contents)| Some((version_of(&name)?, contents.create_at)))
+    let branches = branches(table, dataset).await?.into_iter();
+    let pins = branches.filter_map(|(name, contents)| Some((Pin::parse(&name)?, contents)));
+    let own = pins.filter(|(pin, _)| pin.owner.is_none());
+    Ok(own
+        .map(|(pin, contents)| (pin.version, contents.create_at))
         .collect())
 }
 
@@ -124,7 +225,7 @@ pub async fn foreign_branches(
 ) -> Result<BTreeMap<u64, BTreeSet<String>>> {
     let mut found: BTreeMap<u64, BTreeSet<String>> = BTreeMap::new();
     for (name, contents) in branches(table, dataset).await? {
-        if version_of(&name).is_none() && contents.parent_branch.is_none() {
+        if Pin::parse(&name).is_none() && contents.parent_branch.is_none() {
             found
                 .entry(contents.parent_version)
                 .or_default()
@@ -134,12 +235,14 @@ pub async fn foreign_branches(
     Ok(found)
 }
 
-/// Makes the pins anew, once a table is in another place: a branch names the place of the files that it
-/// keeps.
+/// Makes all pins anew, those of owners too, once a table is in another place: a branch names the place of
+/// the files that it keeps.
 pub async fn renew(table: &str, dataset: &Dataset) -> Result<()> {
-    let pinned = pinned(table, dataset).await?;
-    release(table, dataset, &pinned).await?;
-    release_except(table, dataset, &pinned).await
+    for pin in pins(table, dataset).await? {
+        remove(table, dataset, &pin).await?;
+        make_if_there(table, dataset, &pin).await?;
+    }
+    Ok(())
 }
 
 async fn branches(table: &str, dataset: &Dataset) -> Result<BTreeMap<String, BranchContents>> {
@@ -154,8 +257,8 @@ async fn branches(table: &str, dataset: &Dataset) -> Result<BTreeMap<String, Bra
     }
 }
 
-async fn remove(table: &str, dataset: &Dataset, version: u64) -> Result<()> {
-    match dataset.branches().delete(&name_of(version), true).await {
+async fn remove(table: &str, dataset: &Dataset, pin: &Pin) -> Result<()> {
+    match dataset.branches().delete(&pin.name(), true).await {
         Ok(()) | Err(lance::Error::RefNotFound { .. } | lance::Error::NotFound { .. }) => Ok(()),
         // Others have put a tag or a branch on it: then it is theirs.
         Err(lance::Error::RefConflict { .. }) => Ok(()),
@@ -336,12 +439,58 @@ mod tests {
     async fn pins_are_renewed_where_a_table_moved() {
         let (folder, dataset) = table().await;
         pin("goods", &dataset, 2).await.unwrap();
+        pin_for("goods", &dataset, 3, "c0ffee").await.unwrap();
         let moved = folder.path().join("moved.lance");
         std::fs::rename(folder.path().join("goods.lance"), &moved).unwrap();
         let dataset = Dataset::open(moved.to_str().unwrap()).await.unwrap();
         renew("moved", &dataset).await.unwrap();
         clean_up(&dataset).await;
-        assert_eq!(left(&dataset).await, [2, 4]);
+        assert_eq!(left(&dataset).await, [2, 3, 4]);
+    }
+
+    #[tokio::test]
+    async fn owners_hold_versions_for_themselves() {
+        let (_folder, dataset) = table().await;
+        let none = BTreeSet::new();
+        pin("goods", &dataset, 2).await.unwrap();
+        for (owner, version) in [("a1", 1), ("a1", 2), ("2", 2), ("2", 3)] {
+            assert!(pin_for("goods", &dataset, version, owner).await.unwrap());
+        }
+        let held = owners("goods", &dataset).await.unwrap();
+        let all = [
+            ("a1".to_string(), BTreeSet::from([1, 2])),
+            ("2".to_string(), BTreeSet::from([2, 3])),
+        ];
+        assert_eq!(held, BTreeMap::from(all));
+        assert_eq!(pinned("goods", &dataset).await.unwrap(), [2].into());
+        assert_eq!(pin_times("goods", &dataset).await.unwrap().len(), 1);
+        let foreign = foreign_branches("goods", &dataset).await.unwrap();
+        assert!(foreign.is_empty());
+
+        // Neither the columns nor other owners release them.
+        release_except("goods", &dataset, &none).await.unwrap();
+        release("goods", &dataset, &[1, 2].into()).await.unwrap();
+        release_owner("goods", &dataset, "a1", &none).await.unwrap();
+        let held = owners("goods", &dataset).await.unwrap();
+        assert_eq!(held, [("2".to_string(), [2, 3].into())].into());
+        release_owner("goods", &dataset, "2", &[1, 3].into())
+            .await
+            .unwrap();
+        clean_up(&dataset).await;
+        assert_eq!(left(&dataset).await, [1, 3, 4]);
+        release_owner("goods", &dataset, "2", &none).await.unwrap();
+        clean_up(&dataset).await;
+        assert_eq!(left(&dataset).await, [4]);
+
+        // A version that is gone is no version to keep.
+        let keep = BTreeSet::from([3, 4]);
+        release_owner("goods", &dataset, "a1", &keep).await.unwrap();
+        let held = owners("goods", &dataset).await.unwrap();
+        assert_eq!(held, [("a1".to_string(), [4].into())].into());
+        for wrong in ["", "a-1", "x"] {
+            let error = pin_for("goods", &dataset, 4, wrong).await.unwrap_err();
+            assert_eq!(error.kind(), crate::ErrorKind::Internal);
+        }
     }
 
     #[tokio::test]

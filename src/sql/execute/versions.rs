@@ -164,6 +164,10 @@ impl Executor {
             let branches: Vec<String> = branches.into_iter().collect();
             reasons.push((version, format!("branch '{}'", branches.join("', '"))));
         }
+        for (owner, versions) in pin::owners(name, dataset).await? {
+            let held = |version| (version, format!("pinned by {owner}"));
+            reasons.extend(versions.into_iter().map(held));
+        }
         for (version, made) in pin::pin_times(name, dataset).await? {
             // A refresh that this session knows nothing of may be reading it.
             if made.saturating_mul(1000) > u64::try_from(oldest).unwrap_or(0) {
