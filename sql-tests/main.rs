@@ -14,6 +14,7 @@ mod opening;
 mod property;
 mod pylance;
 mod s3;
+mod view_crash;
 mod views;
 
 use std::env;
@@ -42,6 +43,7 @@ fn trials() -> Vec<Trial> {
         property::trials(),
         pylance::trials(),
         s3::trials(),
+        view_crash::trials(),
         views::trials(),
     ]
     .into_iter()

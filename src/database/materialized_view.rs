@@ -127,6 +127,17 @@ impl Database {
             .collect())
     }
 
+    /// The name of the materialized view whose definition has this id.
+    pub async fn materialized_view_of(&self, id: &str) -> Result<Option<String>> {
+        for name in self.materialized_view_names().await? {
+            let definition = self.materialized_view(&name).await?;
+            if definition.is_some_and(|definition| definition.id == id) {
+                return Ok(Some(name));
+            }
+        }
+        Ok(None)
+    }
+
     /// The copy of a materialized view's definition.
     pub async fn materialized_view(&self, name: &str) -> Result<Option<ViewDefinition>> {
         let Some(bytes) = self.root().read_own(&path(name)).await? else {

@@ -73,8 +73,8 @@ pub async fn version_times(table: &str, dataset: &Dataset) -> Result<Vec<(u64, i
 /// What the newest commit says that carries a property.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NewestProperty {
-    /// The property.
-    Found(String),
+    /// The property, and the version whose commit carries it.
+    Found(String, u64),
     /// No commit carries it since the table was made.
     Never,
     /// A version on the way is gone, or has no record.
@@ -98,7 +98,7 @@ pub async fn newest_property(table: &str, dataset: &Dataset, key: &str) -> Resul
         };
         let properties = transaction.transaction_properties.as_ref();
         if let Some(text) = properties.and_then(|properties| properties.get(key)) {
-            return Ok(NewestProperty::Found(text.clone()));
+            return Ok(NewestProperty::Found(text.clone(), version));
         }
         match transaction.operation {
             // The table was made here.

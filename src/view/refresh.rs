@@ -297,7 +297,10 @@ async fn attempt_once(
     let committed = match committed {
         Ok(committed) => committed,
         Err(error) => {
-            discard_change(&view.dataset, written).await;
+            // After any other error it may have landed all the same.
+            if error.kind() == ErrorKind::Conflict {
+                discard_change(&view.dataset, written).await;
+            }
             return Err(error);
         }
     };

@@ -61,7 +61,7 @@ pub enum FoundState {
 /// Finds the state of the view that `dataset` holds.
 pub async fn find_state(table: &str, dataset: &Dataset) -> Result<FoundState> {
     Ok(match newest_property(table, dataset, VIEW_STATE).await? {
-        NewestProperty::Found(text) => match serde_json::from_str(&text) {
+        NewestProperty::Found(text, _) => match serde_json::from_str(&text) {
             Ok(state) => FoundState::State(Box::new(state)),
             Err(_) => FoundState::Lost,
         },

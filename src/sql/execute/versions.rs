@@ -16,14 +16,16 @@ use crate::column::mirror::{
 };
 use crate::column::staged::folder as staged_folder;
 use crate::database::Table;
+use crate::database::materialized_view::ViewDefinition;
 use crate::database::name::{TableName, Version};
 use crate::database::system::optional_timestamp;
 use crate::job::record::JobSummary;
 use crate::sql::parser::parse;
 use crate::sql::statement::{CreateTag, DropTag, Statement, Vacuum};
+use crate::storage::properties::VIEW_STATE;
 use crate::storage::tag::{create_tag, drop_tag, move_tag, no_such_tag, tags};
 use crate::storage::vacuum::{Removed, remove_versions};
-use crate::storage::version::{restore, version_times};
+use crate::storage::version::{NewestProperty, newest_property, restore, version_times};
 use crate::storage::{OwnFile, pin, with_retries};
 use crate::{Error, ErrorKind, Result};
 
@@ -165,8 +167,23 @@ impl Executor {
             reasons.push((version, format!("branch '{}'", branches.join("', '"))));
         }
         for (owner, versions) in pin::owners(name, dataset).await? {
-            let held = |version| (version, format!("pinned by {owner}"));
-            reasons.extend(versions.into_iter().map(held));
+            let view = self.database.materialized_view_of(&owner).await?;
+            let holder = match view {
+                Some(view) => format!("materialized view '{view}'"),
+                None => format!("pinned by {owner}"),
+            };
+            let held = versions
+                .into_iter()
+                .map(|version| (version, holder.clone()));
+            reasons.extend(held);
+        }
+        if ViewDefinition::of(table)?.is_some()
+            && let NewestProperty::Found(_, carried) =
+                newest_property(name, dataset, VIEW_STATE).await?
+        {
+            // It is found by walking back to it.
+            let way = left.range(carried..).copied();
+            reasons.extend(way.map(|version| (version, "the view's state".to_string())));
         }
         for (version, made) in pin::pin_times(name, dataset).await? {
             // A refresh that this session knows nothing of may be reading it.
