@@ -1,13 +1,15 @@
 use std::collections::HashMap;
 
 use datafusion::arrow::array::{Int32Array, RecordBatchIterator};
+use datafusion::arrow::datatypes::Int32Type;
 use datafusion::execution::TaskContext;
 use datafusion::physical_plan::collect;
 use lance::dataset::WriteParams;
 use tempfile::TempDir;
 
 use super::*;
-use crate::storage::scan::{LanceScanExec, ScanDescription};
+use crate::storage::RowSet;
+use crate::storage::scan::{LanceScanExec, RowFilter, ScanDescription};
 
 const SIZES: [Option<usize>; 6] = [Some(3), Some(0), None, Some(70_000), Some(5_000_000), None];
 
@@ -26,6 +28,7 @@ async fn table(folder: &TempDir, field: Field, version: &str) -> Dataset {
     let params = WriteParams {
         data_storage_version: Some(version.parse().unwrap()),
         max_rows_per_file: 4,
+        enable_stable_row_ids: true,
         ..Default::default()
     };
     let uri = format!("{}/t.lance", folder.path().display());
@@ -77,6 +80,36 @@ async fn descriptors_of_both_kinds_lead_to_the_bytes() {
             }
         }
         assert_eq!(row, SIZES.len());
+    }
+}
+
+#[tokio::test]
+async fn descriptors_of_some_rows_lead_to_their_bytes() {
+    for (field, version) in [(lance::blob_field("b", true), "2.2"), (first_kind(), "2.1")] {
+        let folder = TempDir::new().unwrap();
+        let dataset = table(&folder, field, version).await;
+        let reader = reader(&dataset);
+        let rows: RowSet = [0, 2, 3, 4].into_iter().collect();
+        let description = ScanDescription {
+            columns: vec!["b".to_string(), "id".to_string()],
+            rows: RowFilter::Only(Arc::new(rows)),
+            ..ScanDescription::new(&dataset)
+        };
+        let scan = LanceScanExec::try_new(Arc::new(dataset), description).unwrap();
+        let batches = collect(Arc::new(scan), Arc::new(TaskContext::default()));
+        let mut found = Vec::new();
+        for batch in batches.await.unwrap() {
+            let blobs = batch.column(0).as_struct();
+            let whole = vec![Some(Part::default()); blobs.len()];
+            let read = reader.read(blobs, &whole).await.unwrap();
+            for (index, id) in batch["id"].as_primitive::<Int32Type>().iter().enumerate() {
+                let id = id.unwrap() as usize;
+                let value = read.is_valid(index).then(|| read.value(index).to_vec());
+                assert_eq!(value, bytes(id));
+                found.push(id);
+            }
+        }
+        assert_eq!(found, [0, 2, 3, 4]);
     }
 }
 

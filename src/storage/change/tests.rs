@@ -459,3 +459,84 @@ async fn a_table_without_lasting_row_ids_is_refused() {
     let error = table.write(&[Insert(100)]).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Internal);
 }
+
+#[tokio::test]
+async fn blobs_are_bytes_or_descriptors() {
+    use datafusion::arrow::array::LargeBinaryArray;
+    use datafusion::physical_plan::collect;
+
+    use crate::storage::blob::written_batch;
+    use crate::storage::scan::{Blobs, LanceScanExec, ScanDescription};
+
+    let mut table = Table::of(1).await;
+    let bytes = |row: u8| vec![row; 100_000 * usize::from(row)];
+    let blobs = LargeBinaryArray::from_iter_values([1, 2].map(bytes));
+    let field = lance::blob_field("b", true);
+    let stored = Schema::new(vec![Field::new("k", DataType::Int64, true), field]);
+    let keys = Arc::new(Int64Array::from(vec![1, 2]));
+    let rows = [
+        ("k", keys as ArrayRef, true),
+        ("b", Arc::new(blobs) as ArrayRef, true),
+    ];
+    let rows = RecordBatch::try_from_iter_with_nullable(rows).unwrap();
+    let rows = written_batch(&rows, &stored).unwrap();
+    let (schema, layout) = (rows.schema(), TableLayout::default());
+    let rows = stream_of(vec![Ok(rows)]);
+    let created = create_table(&table.root, "blobs", schema, Some(rows), false, &layout);
+    table.dataset = created.await.unwrap();
+    let read = async |dataset: &Dataset, columns: &[&str], blobs| {
+        let description = ScanDescription {
+            columns: columns.iter().map(ToString::to_string).collect(),
+            blobs,
+            ..ScanDescription::new(dataset)
+        };
+        let scan = LanceScanExec::try_new(Arc::new(dataset.clone()), description).unwrap();
+        let rows = collect(Arc::new(scan), Default::default()).await.unwrap();
+        let schema = rows[0].schema();
+        datafusion::arrow::compute::concat_batches(&schema, &rows).unwrap()
+    };
+
+    // A third row comes; the first gets the blob of the second.
+    let now = read(
+        &table.dataset,
+        &["k", "b", "_rowid", "_rowaddr"],
+        Blobs::Descriptors,
+    )
+    .await;
+    let ids = |column: &str| now[column].as_primitive::<UInt64Type>().value(0);
+    let one = |id: Option<u64>| Arc::new(UInt64Array::from(vec![id])) as ArrayRef;
+    let moved = [
+        ("k", Arc::new(Int64Array::from(vec![7])) as ArrayRef, true),
+        ("b", now["b"].slice(1, 1), true),
+        ("_rowid", one(Some(ids("_rowid"))), true),
+        ("_rowaddr", one(Some(ids("_rowaddr"))), true),
+        (CHANGE, Arc::new(UInt8Array::from(vec![REPLACE])), false),
+    ];
+    let moved = RecordBatch::try_from_iter_with_nullable(moved).unwrap();
+    let fresh = LargeBinaryArray::from_iter_values([bytes(50)]);
+    let fresh = [
+        ("k", Arc::new(Int64Array::from(vec![8])) as ArrayRef, true),
+        ("b", Arc::new(fresh) as ArrayRef, true),
+        ("_rowid", one(None), true),
+        ("_rowaddr", one(None), true),
+        (CHANGE, Arc::new(UInt8Array::from(vec![INSERT])), false),
+    ];
+    let fresh = RecordBatch::try_from_iter_with_nullable(fresh).unwrap();
+    let data = table.folder.path().join("blobs.lance/data");
+    let entries = || std::fs::read_dir(&data).unwrap().count();
+    for rows in [fresh, moved] {
+        let before = entries();
+        let change = table.write_stream(stream_of(vec![Ok(rows.clone())])).await;
+        discard_change(&table.dataset, change.unwrap()).await;
+        assert_eq!(entries(), before, "files beside the file go too");
+        let change = table.write_stream(stream_of(vec![Ok(rows)])).await.unwrap();
+        table.dataset = table.commit(&change).await.unwrap();
+    }
+    let all = read(&table.dataset, &["k", "b"], Blobs::Binary).await;
+    let keys = all["k"].as_primitive::<Int64Type>().values();
+    assert_eq!(keys, &[2, 8, 7]);
+    let blobs = all["b"].as_binary::<i64>();
+    for (place, blob) in [2, 50, 2].into_iter().enumerate() {
+        assert_eq!(blobs.value(place), bytes(blob));
+    }
+}

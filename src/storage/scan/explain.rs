@@ -108,6 +108,7 @@ fn columns_in(job: &Job, file: &DataFile) -> Vec<String> {
 async fn read(job: &Job, place: usize, columns: Vec<String>) -> Result<(), DataFusionError> {
     let alone = Job {
         dataset: job.dataset.clone(),
+        schema: job.schema.clone(),
         description: Arc::new(ScanDescription {
             columns,
             filter: None,
@@ -121,7 +122,7 @@ async fn read(job: &Job, place: usize, columns: Vec<String>) -> Result<(), DataF
         partition: 0,
         parallelism: 1,
     };
-    let scanner = alone.scanner(Count::new()).await?;
+    let (scanner, _) = alone.scanner(Count::new()).await?;
     raw(job.description.table(), scanner)
         .try_for_each(|_| async { Ok(()) })
         .await

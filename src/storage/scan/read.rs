@@ -19,7 +19,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::metrics::{BaselineMetrics, Count, MetricBuilder};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::stream::{self, BoxStream};
-use futures::{StreamExt, TryStreamExt};
+use futures::{StreamExt, TryStreamExt, future};
 use lance::Dataset;
 use lance::dataset::scanner::Scanner;
 use lance_core::ROW_ADDR;
@@ -27,7 +27,7 @@ use lance_core::datatypes::{Field, Schema};
 use lance_table::format::Fragment;
 
 use super::explain::explain;
-use super::rows::selected_addresses;
+use super::rows::{Sieve, selection};
 use super::schema::{blob_handling, row_field, stored_blob};
 use super::{Blobs, LanceScanExec, ScanDescription, ScanPartition};
 use crate::storage::blob::{Describer, described_bytes};
@@ -58,6 +58,7 @@ pub(super) fn read(
     let job = Job {
         dataset: scan.dataset.clone(),
         description: scan.description.clone(),
+        schema: schema.clone(),
         partitions: scan.partitions.clone(),
         partition,
         parallelism: context.session_config().target_partitions(),
@@ -77,6 +78,7 @@ pub(super) fn read(
 pub(super) struct Job {
     pub(super) dataset: Arc<Dataset>,
     pub(super) description: Arc<ScanDescription>,
+    pub(super) schema: SchemaRef,
     pub(super) partitions: Arc<Vec<ScanPartition>>,
     pub(super) partition: usize,
     /// How many partitions the session would like to run at once.
@@ -136,9 +138,13 @@ impl Job {
         bytes_read: Count,
     ) -> BoxStream<'static, Result<RecordBatch, DataFusionError>> {
         let opening = async move {
-            let scanner = self.scanner(bytes_read).await?;
+            let (scanner, sieve) = self.scanner(bytes_read).await?;
             let job = Arc::new(self);
             let batches = raw(job.description.table(), scanner);
+            let batches = match sieve {
+                Some(sieve) => sifted(batches, sieve, &job.description),
+                None => batches,
+            };
             Ok::<_, DataFusionError>(batches.or_else(move |error| {
                 let job = job.clone();
                 async move { Err(explain(&job, error).await.into()) }
@@ -147,8 +153,9 @@ impl Job {
         stream::once(opening).try_flatten().boxed()
     }
 
-    /// Lance's scanner of this partition; what it reads is counted in `bytes_read`.
-    pub(super) async fn scanner(&self, bytes_read: Count) -> Result<Scanner> {
+    /// Lance's scanner of this partition; what it reads is counted in `bytes_read`. If there is a
+    /// sieve, what comes has to go through it, and the limit holds behind it.
+    pub(super) async fn scanner(&self, bytes_read: Count) -> Result<(Scanner, Option<Sieve>)> {
         let description = &self.description;
         let fail = |error| storage_error(description.table(), error);
         let store = self.dataset.object_store(None).await.map_err(fail)?;
@@ -160,12 +167,16 @@ impl Job {
         };
 
         let fragments = self.fragments().map(|(_, fragment)| fragment);
-        let rows = selected_addresses(&self.dataset, description, fragments).await?;
+        let selection = selection(&self.dataset, description, &self.schema, fragments).await?;
+        let (addresses, sieve) = match selection {
+            Some(selection) => (Some(selection.addresses), selection.sieve),
+            None => (None, None),
+        };
 
         let mut scanner = self.dataset.scan();
         scanner
             .with_fragments(self.fragments().map(|(_, f)| f.clone()).collect())
-            .project_with_schema(&self.columns()?)
+            .project_with_schema(&self.columns(sieve.is_some())?)
             .map_err(fail)?
             .blob_handling(blob_handling(description.blobs))
             .batch_size(description.batch_rows.min(u32::MAX as usize))
@@ -178,8 +189,8 @@ impl Job {
             .fragment_readahead(fragments_ahead)
             .io_buffer_size(MIN_READ_AHEAD.max(read_ahead / partitions as u64))
             .scan_stats_callback(Arc::new(move |counts| bytes_read.add(counts.bytes_read)));
-        if let Some(rows) = rows {
-            scanner.with_physical_row_addr_prefilter(rows);
+        if let Some(addresses) = addresses {
+            scanner.with_physical_row_addr_prefilter(addresses);
         }
         if let Some(filter) = &description.filter {
             scanner.filter_expr(filter.clone());
@@ -188,16 +199,16 @@ impl Job {
             let count = |rows: usize| Some(i64::try_from(rows).unwrap_or(i64::MAX));
             let (rows, skip) = (count(window.rows), count(window.skip));
             scanner.limit(rows, skip).map_err(fail)?;
-        } else if let Some(limit) = description.limit {
+        } else if let (Some(limit), None) = (description.limit, &sieve) {
             let limit = i64::try_from(limit).unwrap_or(i64::MAX);
             scanner.limit(Some(limit), None).map_err(fail)?;
         }
-        Ok(scanner)
+        Ok((scanner, sieve))
     }
 
     /// The columns as Lance's fields: by names alone, one with a dot or a quote in it
-    /// would be taken for a path.
-    fn columns(&self) -> Result<Schema> {
+    /// would be taken for a path. With the addresses of the rows, at least behind the others.
+    fn columns(&self, addresses: bool) -> Result<Schema> {
         let stored = self.dataset.schema();
         let mut names: Vec<&str> = self
             .description
@@ -205,7 +216,8 @@ impl Job {
             .iter()
             .map(String::as_str)
             .collect();
-        if !describers(&self.dataset, &self.description).is_empty() && !names.contains(&ROW_ADDR) {
+        let addresses = addresses || !describers(&self.dataset, &self.description).is_empty();
+        if addresses && !names.contains(&ROW_ADDR) {
             names.push(ROW_ADDR);
         }
         let fields = names
@@ -243,6 +255,35 @@ pub(super) fn raw(
         .catch_unwind()
         .map(move |outcome| outcome.unwrap_or_else(|panic| Err(panicked(&table, panic).into())))
         .boxed()
+}
+
+/// The rows of `batches` that `sieve` lets through, up to the limit.
+fn sifted(
+    batches: BoxStream<'static, Result<RecordBatch, DataFusionError>>,
+    sieve: Sieve,
+    description: &ScanDescription,
+) -> BoxStream<'static, Result<RecordBatch, DataFusionError>> {
+    let place = address_place(description);
+    let limit = description.limit.unwrap_or(usize::MAX);
+    let batches = batches.and_then(move |batch| future::ready(sieve.sift(&batch, place)));
+    stream::try_unfold((batches, limit), |(mut batches, left)| async move {
+        if left == 0 {
+            return Ok(None);
+        }
+        let Some(batch) = batches.try_next().await? else {
+            return Ok(None);
+        };
+        let batch = batch.slice(0, left.min(batch.num_rows()));
+        let left = left - batch.num_rows();
+        Ok(Some((batch, (batches, left))))
+    })
+    .boxed()
+}
+
+/// Where the row addresses are in what Lance gives: behind all columns, unless they are asked for.
+fn address_place(description: &ScanDescription) -> usize {
+    let place = description.columns.iter().position(|name| name == ROW_ADDR);
+    place.unwrap_or(description.columns.len())
 }
 
 /// Passes `batches` on in the shape that was promised, and keeps the metrics.
@@ -303,7 +344,7 @@ struct Shaper {
     addresses: usize,
     rows: usize,
     bytes: usize,
-    /// Gathers the small batches that a filter leaves.
+    /// Gathers the small batches that a filter or a selection of rows leaves.
     gather: Option<BatchCoalescer>,
     gathered_bytes: usize,
     ready: VecDeque<RecordBatch>,
@@ -312,14 +353,14 @@ struct Shaper {
 impl Shaper {
     fn new(schema: SchemaRef, dataset: &Dataset, description: &ScanDescription) -> Self {
         let rows = description.batch_rows;
-        let gather = description.filter.as_ref().map(|_| {
+        let leaves_little = description.filter.is_some() || !description.rows.is_all();
+        let gather = leaves_little.then(|| {
             BatchCoalescer::new(schema.clone(), rows)
                 .with_biggest_coalesce_batch_size(Some(rows / 2))
         });
-        let place = description.columns.iter().position(|name| name == ROW_ADDR);
         Self {
             describers: describers(dataset, description),
-            addresses: place.unwrap_or(description.columns.len()),
+            addresses: address_place(description),
             schema,
             rows,
             bytes: usize::try_from(description.batch_bytes).unwrap_or(usize::MAX),
@@ -340,8 +381,8 @@ impl Shaper {
             for (place, describer) in &self.describers {
                 columns[*place] = describer.describe(&columns[*place], &addresses)?;
             }
-            columns.truncate(self.schema.fields().len());
         }
+        columns.truncate(self.schema.fields().len());
         let batch = RecordBatch::try_new_with_options(self.schema.clone(), columns, &options)?;
         let Some(gather) = &mut self.gather else {
             self.bound(batch);

@@ -2,23 +2,47 @@
 //!
 //! Ids become places in fragments, and only what holds such rows is read: fragments that have none
 //! are left out, and of the others Lance reads the pages that hold the rows.
+//!
+//! To skip some rows costs more than to read a few: of rows that lie close together those between them are
+//! read too, and dropped again. How long it takes, all rows being 1 (release build, local, two cores; 4 M rows
+//! take 15 and 145 milliseconds):
+//!
+//! | rows | one column of 8 bytes | three, of about 50 bytes |
+//! |---|---|---|
+//! | the last 2.5 % | 0.25 | 0.04 |
+//! | 0.01 %, scattered | 0.25 | 0.1 |
+//! | 0.1 % | 0.5 | 0.3 |
+//! | 1 % | 0.8; 1.1 if all others are skipped | 0.5; 0.6 |
+//! | 10 % | 2.3; 5.8 | 0.9; 1.4 |
+//! | 50 % | 5.5; 15 | 1.3; 3.5 |
 
+use std::collections::HashMap;
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
+use datafusion::arrow::array::{AsArray, BooleanArray, BooleanBufferBuilder, RecordBatch};
+use datafusion::arrow::compute::filter_record_batch;
+use datafusion::arrow::datatypes::{DataType, Schema, UInt64Type};
+use datafusion::common::DataFusionError;
 use futures::{StreamExt, TryStreamExt, stream};
 use lance::Dataset;
 use lance_select::RowAddrTreeMap;
+use lance_select::mask::bitmap_to_ranges;
 use lance_table::format::Fragment;
 use roaring::RoaringBitmap;
 
-use super::ScanDescription;
+use super::{ScanDescription, row_field};
 use crate::storage::RowSet;
 use crate::storage::fragments::{live_rows, offsets_of};
 use crate::{Error, Result};
 
 /// Fragments whose deletions are read at once.
 const AHEAD: usize = 16;
+/// Bytes that are as dear to read as to skip.
+const BRIDGED_BYTES: u64 = 512;
+/// Rows, for each column, that are as dear to sift as a gap is to skip.
+const SIFTED_ROWS: u64 = 40;
 
 /// Which rows of a table a scan reads, by their ids.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -123,31 +147,158 @@ pub async fn selected_rows(
     Ok(counts.into_iter().filter(|(_, rows)| *rows > 0).collect())
 }
 
-/// The addresses in `fragments` that `description` reads; `None` if it is all of them.
-pub(super) async fn selected_addresses(
+/// What a partition reads of its fragments to get the rows that a description selects.
+pub(super) struct Selection {
+    /// Addresses that are read.
+    pub(super) addresses: RowAddrTreeMap,
+    /// What drops those among them that are not selected, if there are any.
+    pub(super) sieve: Option<Sieve>,
+}
+
+/// Finds the rows that `description` selects in `fragments`; `None` if it is all of them.
+pub(super) async fn selection(
     dataset: &Dataset,
     description: &ScanDescription,
+    schema: &Schema,
     fragments: impl Iterator<Item = &Fragment>,
-) -> Result<Option<RowAddrTreeMap>> {
+) -> Result<Option<Selection>> {
     if description.rows.is_all() {
         return Ok(None);
     }
     let (table, rows) = (description.table(), &description.rows);
     let found = fragments.cloned().map(|fragment| async move {
         let found = selected(table, dataset, &fragment, rows).await?;
-        Ok::<_, Error>((fragment.id as u32, found))
+        Ok::<_, Error>((fragment, found))
     });
     let found = stream::iter(found.collect::<Vec<_>>()).buffered(AHEAD);
     let mut found = std::pin::pin!(found);
     let mut addresses = RowAddrTreeMap::new();
+    let mut wanted = HashMap::new();
     while let Some((fragment, found)) = found.try_next().await? {
+        let id = fragment.id as u32;
         match found.offsets {
             Some(_) if found.rows == 0 => {}
-            Some(offsets) => addresses.insert_bitmap(fragment, offsets),
-            None => addresses.insert_fragment(fragment),
+            Some(offsets) => match bridged(&offsets, &Bridge::new(schema, &fragment)) {
+                Some(bridged) => {
+                    addresses.insert_bitmap(id, bridged);
+                    wanted.insert(id, offsets);
+                }
+                None => addresses.insert_bitmap(id, offsets),
+            },
+            None => addresses.insert_fragment(id),
         }
     }
-    Ok(Some(addresses))
+    let sieve = (!wanted.is_empty()).then_some(Sieve { wanted });
+    Ok(Some(Selection { addresses, sieve }))
+}
+
+/// When rows that nobody wants are rather read than skipped.
+struct Bridge {
+    /// Rows of a gap, at most.
+    gap: u64,
+    /// Rows that are read for each gap that is not skipped, at most.
+    sifted: u64,
+}
+
+impl Bridge {
+    /// For reading `schema` of `fragment`.
+    fn new(schema: &Schema, fragment: &Fragment) -> Self {
+        let stored = schema.fields().iter();
+        let stored = stored.filter(|field| row_field(field.name()).is_none());
+        let columns = stored.clone().count() as u64;
+        let widths = stored.map(|field| match field.data_type() {
+            DataType::Boolean => Some(1),
+            DataType::FixedSizeBinary(bytes) => usize::try_from(*bytes).ok(),
+            DataType::FixedSizeList(item, items) => {
+                let width = item.data_type().primitive_width();
+                width.and_then(|width| Some(width * usize::try_from(*items).ok()?))
+            }
+            other => other.primitive_width(),
+        });
+        let width = match widths.sum::<Option<usize>>() {
+            Some(width) => width as u64,
+            // Texts and the like: as if all that is stored of a row were read.
+            None => {
+                let files = fragment.files.iter();
+                let bytes = files.filter_map(|file| file.file_size_bytes.get());
+                let bytes: u64 = bytes.map(|bytes| bytes.get()).sum();
+                let rows = fragment.physical_rows.unwrap_or_default().max(1) as u64;
+                (bytes / rows).max(32)
+            }
+        };
+        Self {
+            gap: BRIDGED_BYTES / width.max(1),
+            sifted: SIFTED_ROWS * columns.max(1),
+        }
+    }
+}
+
+/// `offsets`, and those in small gaps between them; `None` if that is not worth it.
+fn bridged(offsets: &RoaringBitmap, bridge: &Bridge) -> Option<RoaringBitmap> {
+    let mut runs = bitmap_to_ranges(offsets).into_iter();
+    let mut current = runs.next()?;
+    let mut all = RoaringBitmap::new();
+    let mut gaps = 0;
+    // Offsets are `u32`: a run of them ends at most one behind the last that there can be.
+    let mut add = |run: Range<u64>| all.insert_range(run.start as u32..=(run.end - 1) as u32);
+    for run in runs {
+        if run.start - current.end <= bridge.gap {
+            current.end = run.end;
+            gaps += 1;
+        } else {
+            add(std::mem::replace(&mut current, run));
+        }
+    }
+    add(current);
+    (gaps > 0 && all.len() <= gaps * bridge.sifted).then_some(all)
+}
+
+/// Drops rows that were read because it is cheaper than to skip them.
+pub(super) struct Sieve {
+    /// Offsets that are wanted, by fragment; of other fragments all are.
+    wanted: HashMap<u32, RoaringBitmap>,
+}
+
+impl Sieve {
+    /// The rows of `batch` that are wanted; `place` is that of the row addresses.
+    pub(super) fn sift(
+        &self,
+        batch: &RecordBatch,
+        place: usize,
+    ) -> Result<RecordBatch, DataFusionError> {
+        let addresses = batch.columns().get(place);
+        let addresses = addresses
+            .and_then(|column| column.as_primitive_opt::<UInt64Type>())
+            .ok_or_else(|| Error::internal("the scan gives no row addresses"))?;
+        let mut kept = BooleanBufferBuilder::new(batch.num_rows());
+        for run in addresses.values().chunk_by(|a, b| a >> 32 == b >> 32) {
+            let Some(wanted) = self.wanted.get(&((run[0] >> 32) as u32)) else {
+                kept.append_n(run.len(), true);
+                continue;
+            };
+            let mut rest = wanted.iter();
+            rest.advance_to(run[0] as u32);
+            let mut next = rest.next();
+            let mut last = 0;
+            for offset in run.iter().map(|address| *address as u32) {
+                if offset < last {
+                    // Not in the order of the addresses: looked up one by one.
+                    kept.append(wanted.contains(offset));
+                    continue;
+                }
+                last = offset;
+                while next.is_some_and(|next| next < offset) {
+                    next = rest.next();
+                }
+                kept.append(next == Some(offset));
+            }
+        }
+        let kept = BooleanArray::new(kept.finish(), None);
+        Ok(match kept.true_count() == batch.num_rows() {
+            true => batch.clone(),
+            false => filter_record_batch(batch, &kept)?,
+        })
+    }
 }
 
 /// Says which rows are read, for people: how many of how many, where that is known.
@@ -171,5 +322,27 @@ impl fmt::Display for Shown<'_> {
             (Some(read), Some(all)) => write!(f, "{word} {} of {all}", all.saturating_sub(read)),
             _ => write!(f, "{word} {}", ids.len()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gaps_are_bridged_where_that_is_cheaper() {
+        let bridge = Bridge { gap: 3, sifted: 10 };
+        let set = |offsets: &[u32]| offsets.iter().copied().collect::<RoaringBitmap>();
+        let of = |offsets: &[u32]| bridged(&set(offsets), &bridge);
+        assert_eq!(of(&[]), None);
+        assert_eq!(of(&[5]), None);
+        assert_eq!(of(&[5, 6, 7]), None);
+        assert_eq!(of(&[5, 10]), None, "too wide");
+        assert_eq!(of(&[5, 9]), Some(set(&[5, 6, 7, 8, 9])));
+        let last = u32::MAX;
+        let ends = of(&[0, 2, last - 2, last]);
+        assert_eq!(ends, Some(set(&[0, 1, 2, last - 2, last - 1, last])));
+        let long: Vec<u32> = (0..20).filter(|offset| *offset != 7).collect();
+        assert_eq!(of(&long), None, "one gap in many rows is skipped");
     }
 }

@@ -200,3 +200,44 @@ async fn rows_without_lasting_ids_are_not_selected() {
     let error = LanceScanExec::try_new(dataset, description).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Internal);
 }
+
+#[tokio::test]
+async fn rows_that_are_read_between_others_are_dropped() {
+    let mut table = Table::numbers(1000).await;
+    table.delete("id % 10 = 4").await;
+    let wanted = |id: &i64| id % 3 == 0 || (id % 100 == 7) || (400..480).contains(id);
+    let ids = set((0..1000).filter(|id| wanted(&(*id as i64))));
+    for columns in [
+        vec!["id"],
+        vec!["_rowaddr", "s", "id"],
+        vec!["id", "_rowid"],
+    ] {
+        for (rows, only) in [
+            (RowFilter::Only(ids.clone()), true),
+            (RowFilter::Except(ids.clone()), false),
+        ] {
+            let description = table.select(rows, 2).await;
+            let description = ScanDescription {
+                columns: columns.iter().map(|c| c.to_string()).collect(),
+                ..description
+            };
+            let expected: Vec<i64> = (0..1000)
+                .filter(|id| id % 10 != 4 && wanted(id) == only)
+                .collect();
+            let found = table.read(description.clone()).await;
+            for batch in &found {
+                assert_eq!(batch.num_columns(), columns.len());
+            }
+            assert_eq!(sorted::<Int64Type>(&found, "id"), expected);
+            // The order is that of the addresses, and the limit counts what is wanted.
+            let first = ScanDescription {
+                limit: Some(45),
+                fragments: vec![description.fragments.concat()],
+                counts: Vec::new(),
+                ..description
+            };
+            let found = table.read(first).await;
+            assert_eq!(sorted::<Int64Type>(&found, "id"), expected[..45]);
+        }
+    }
+}
