@@ -1,4 +1,14 @@
-//! Materialized views.
+//! Materialized views: what a query changes in when its sources do.
+//!
+//! [`plan`] makes a plan of the query with subqueries turned into joins, [`classify`] divides it into [operators](operator).
+//! Each belongs to a class, and each class is a file of its own whose head states its algebra: [`source`], [`row`],
+//! [`union`], [`unnest`], [`join`], [`matching`], [`group`], [`signed`], [`window`], [`top`], [`constant`]. From the
+//! [relations](relation) of its inputs an operator makes its own: what is removed, what is added, what stays.
+//!
+//! A [refresh] [assesses](assess) what changed since the [state], lets the last operator say which rows are removed and
+//! added, [compares](apply) these with the stored ones, and commits the difference with the new state. Rows have a key
+//! that lasts, stored in hidden columns, so that a row that changes is replaced in its place and one that does
+//! not is left alone. [`paid`] keeps results of users' functions.
 
 mod apply;
 pub mod assess;
