@@ -32,7 +32,7 @@ use crate::sql::parse;
 use crate::sql::statement::Statement;
 use crate::sql::types::TypeNames;
 use crate::storage::{Root, StoreSettings, open};
-use crate::{Error, Result};
+use crate::{Error, Result, view};
 
 /// A database that is open: a DataFusion context whose catalog is the database
 /// and whose SQL is the dialect.
@@ -206,6 +206,7 @@ impl HeadwaterBuilder {
                 system_tables()
                     .into_iter()
                     .chain(job::system::system_tables(&self.clock))
+                    .chain(view::system::system_tables(&self.clock))
                     .collect(),
             ),
         ));

@@ -1,4 +1,4 @@
-//! `system.computed_columns` and `system.dependencies`.
+//! `system.computed_columns`.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::database::system::{SystemTable, batch, number, optional_text, text};
 
 /// The system tables of this room.
 pub fn system_tables() -> Vec<Arc<dyn SystemTable>> {
-    vec![Arc::new(ComputedColumns), Arc::new(Dependencies)]
+    vec![Arc::new(ComputedColumns)]
 }
 
 /// One row of `system.computed_columns`.
@@ -114,60 +114,6 @@ impl SystemTable for ComputedColumns {
             number("rows_stale", rows.iter().map(|r| r.stale)),
             number("rows_failed", rows.iter().map(|r| r.failed)),
             optional_text("full_reason", rows.iter().map(|r| r.reason.clone())),
-        ])
-    }
-}
-
-/// `system.dependencies`.
-#[derive(Debug)]
-struct Dependencies;
-
-#[async_trait]
-impl SystemTable for Dependencies {
-    fn name(&self) -> &'static str {
-        "dependencies"
-    }
-
-    async fn rows(&self, database: &Arc<Database>) -> Result<RecordBatch> {
-        let mut rows: Vec<[String; 4]> = Vec::new();
-        let mut add = |object: String, kind: &str, on: String, on_kind: &str| {
-            rows.push([object, kind.to_string(), on, on_kind.to_string()]);
-        };
-        let tables = database.root().table_names().await?;
-        for name in &tables {
-            let Ok(table) = database.table(name).await else {
-                continue;
-            };
-            let kind = |column: &str| match table.definitions.is_computed(column) {
-                true => "computed column",
-                false => "column",
-            };
-            for column in table.column_names() {
-                for input in table.definitions.inputs_of(column).into_iter().flatten() {
-                    let (object, on) = (format!("{name}.{column}"), format!("{name}.{input}"));
-                    add(object, kind(column), on, kind(input));
-                }
-            }
-        }
-        for name in database.view_names().await? {
-            let Some(view) = database.view(&name).await? else {
-                continue;
-            };
-            for read in view.reads {
-                let kind = if tables.contains(&read) {
-                    "table"
-                } else {
-                    "view"
-                };
-                add(name.clone(), "view", read, kind);
-            }
-        }
-        let column = |index: usize| rows.iter().map(move |row| row[index].clone());
-        batch(vec![
-            text("object", column(0)),
-            text("object_kind", column(1)),
-            text("depends_on", column(2)),
-            text("depends_on_kind", column(3)),
         ])
     }
 }

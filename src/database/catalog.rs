@@ -13,6 +13,7 @@ use datafusion::logical_expr::{Expr, LogicalPlanBuilder, cast, col};
 use super::expression::plan_expression;
 use super::name::TableName;
 use super::system::SystemSchema;
+use super::view::Reading;
 use super::{Database, LanceTable, Table};
 use crate::storage::refused;
 use crate::{Error, ErrorKind, Result};
@@ -151,7 +152,7 @@ impl Database {
     /// What a statement reads when it names `name` (see [`TableName`]); `None` if nothing is there.
     async fn provider(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
         let wanted = TableName::parse(name);
-        if let Some(changed) = self.changed_table(wanted.name) {
+        if let Some(changed) = self.changed_table(wanted.name, wanted.row_ids) {
             return Ok(Some(changed));
         }
         if let Some(table) = self.session_table(wanted.name) {
@@ -163,13 +164,19 @@ impl Database {
         if !is_object_name(wanted.name) {
             return self.file(wanted.name).await;
         }
+        let reading = Reading::current();
         let found = match &wanted.version {
-            None => self.table(wanted.name).await,
+            None => {
+                let version = reading.versions.get(wanted.name).copied();
+                self.table_at(wanted.name, version).await
+            }
             Some(version) => self.table_version(wanted.name, version).await,
         };
         match found {
             Ok(table) => {
-                table.check_populated().await?;
+                if !reading.unpopulated {
+                    table.check_populated().await?;
+                }
                 return Ok(Some(self.table_provider(&table, wanted.row_ids)?));
             }
             // Another layer may know the name: a view, a file by its path.
@@ -209,14 +216,13 @@ impl Database {
     /// A table as DataFusion reads it: stored columns, virtual ones computed, and the row ids if
     /// the statement speaks of them.
     pub fn table_provider(&self, table: &Table, row_ids: bool) -> Result<Arc<dyn TableProvider>> {
-        let stored = Arc::new(LanceTable::new(
-            table.name.clone(),
-            Arc::clone(&table.dataset),
-            row_ids,
-        ));
+        let reading = Reading::current();
+        let stored = LanceTable::new(table.name.clone(), Arc::clone(&table.dataset), row_ids);
         if table.definitions.virtuals.is_empty() {
-            return Ok(stored);
+            let known = stored.with_columns(|column| reading.knows(&table.name, column));
+            return Ok(Arc::new(known));
         }
+        let stored = Arc::new(stored);
         table
             .definitions
             .check_no_clash(&table.stored_schema())
@@ -282,6 +288,7 @@ impl Database {
             .project(
                 shown
                     .into_iter()
+                    .filter(|name| reading.knows(&table.name, name))
                     .chain(hidden)
                     .map(|name| col(datafusion::common::Column::new_unqualified(name))),
             )?

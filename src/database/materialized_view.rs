@@ -12,6 +12,7 @@ use datafusion::execution::SessionState;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::view::Reading;
 use super::{Database, Table};
 use crate::storage::properties::VIEW_STATE;
 use crate::storage::version::{NewestProperty, newest_property};
@@ -30,7 +31,7 @@ const SETTINGS: [&str; 5] = [
 ];
 
 /// The definition of a materialized view.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ViewDefinition {
     /// Tells it from others that had the same name.
     pub id: String,
@@ -44,12 +45,18 @@ pub struct ViewDefinition {
     pub columns: Vec<String>,
     /// Names of the tables and views that it reads, as they stand in the query.
     pub reads: BTreeSet<String>,
+    /// The columns that each table which it reads had when the query was written: `*` means these.
+    #[serde(default)]
+    pub source_columns: BTreeMap<String, Vec<String>>,
     /// Settings of the session that made it which its result depends on.
     #[serde(default)]
     pub settings: BTreeMap<String, String>,
     /// Its options.
     #[serde(default)]
     pub options: serde_json::Value,
+    /// Whether it is refreshed only when someone says so, whatever its options are.
+    #[serde(default)]
+    pub suspended: bool,
 }
 
 impl ViewDefinition {
@@ -76,10 +83,23 @@ impl ViewDefinition {
         })
     }
 
+    /// It as the value of [`MATERIALIZED_VIEW`].
+    pub fn text(&self) -> Result<String> {
+        serde_json::to_string(self)
+            .map_err(|error| Error::internal(format!("a definition can't be written: {error}")))
+    }
+
+    /// How the query sees the tables that it reads: each at its newest version.
+    pub fn reading(&self) -> Reading {
+        Reading {
+            columns: self.source_columns.clone(),
+            ..Default::default()
+        }
+    }
+
     /// `schema` with this definition in its metadata.
     pub fn with_schema(&self, schema: &Schema) -> Result<Schema> {
-        let text = serde_json::to_string(self)
-            .map_err(|error| Error::internal(format!("a definition can't be written: {error}")))?;
+        let text = self.text()?;
         let mut metadata = schema.metadata.clone();
         metadata.insert(MATERIALIZED_VIEW.to_string(), text);
         Ok(schema.clone().with_metadata(metadata))
@@ -189,7 +209,11 @@ impl Table {
     }
 
     /// Refuses to read a materialized view that was never refreshed.
-    pub(super) async fn check_populated(&self) -> Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidInput`], with what to do.
+    pub async fn check_populated(&self) -> Result<()> {
         // Only a refresh makes rows.
         if self.dataset.count_fragments() > 0 || ViewDefinition::of(self)?.is_none() {
             return Ok(());

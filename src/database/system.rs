@@ -39,13 +39,7 @@ pub struct SystemSchema {
 }
 
 /// Tables that are announced, but come later.
-const LATER: [&str; 5] = [
-    "materialized_views",
-    "functions",
-    "environments",
-    "indexes",
-    "executors",
-];
+const LATER: [&str; 4] = ["functions", "environments", "indexes", "executors"];
 
 impl SystemSchema {
     /// The schema with the tables of this room and `more`.
@@ -103,11 +97,15 @@ impl SystemTable for Tables {
         let mut rows = Vec::new();
         let mut fragments = Vec::new();
         let mut tracking = Vec::new();
+        let materialized = database.materialized_view_names().await?;
         for name in database.root().table_names().await? {
             // A table that can't be opened is listed all the same; reading it says why.
             let table = database.table(&name).await.ok();
+            kinds.push(match materialized.contains(&name) {
+                true => "materialized view",
+                false => "table",
+            });
             names.push(name);
-            kinds.push("table");
             let dataset = table.map(|table| table.dataset);
             table_versions.push(dataset.as_ref().map(|d| d.version().version));
             fragments.push(dataset.as_ref().map(|d| d.count_fragments() as u64));

@@ -52,6 +52,16 @@ impl LanceTable {
         self
     }
 
+    /// The same table without the columns for which `is_known` is false; row ids stay.
+    pub fn with_columns(mut self, is_known: impl Fn(&str) -> bool) -> Self {
+        let is_kept = |name: &str| name == ROW_ID || name == "_rowaddr" || is_known(name);
+        let fields = self.schema.fields().iter();
+        let fields: Vec<Arc<Field>> = fields.filter(|f| is_kept(f.name())).cloned().collect();
+        let metadata = self.schema.metadata.clone();
+        self.schema = Arc::new(Schema::new_with_metadata(fields, metadata));
+        self
+    }
+
     /// The same table with the rows of `rows` only, by their ids, which have to be lasting ones. They are
     /// found by where they are stored; the others are not read.
     pub fn with_rows(mut self, rows: RowFilter) -> Self {
@@ -71,7 +81,7 @@ impl LanceTable {
 }
 
 /// `stored`, with the columns `_rowid` and `_rowaddr` at the end if they are exposed.
-fn with_row_fields(stored: Schema, exposed: bool) -> SchemaRef {
+pub(super) fn with_row_fields(stored: Schema, exposed: bool) -> SchemaRef {
     if !exposed {
         return Arc::new(stored);
     }

@@ -448,6 +448,8 @@ pub struct JobObject {
     pub table: TableReference,
     /// One of its columns; `None` for all.
     pub column: Option<String>,
+    /// Whether it is a materialized view, and its own refreshes are meant.
+    pub is_view: bool,
 }
 
 /// VACUUM t \[RETAIN n HOURS | DAYS\] \[DRY RUN\].

@@ -142,9 +142,14 @@ impl StoredRows {
         };
         let (mut takes, mut places) = (Vec::new(), Vec::new());
         let (mut ids, mut addresses, mut changes) = (Vec::new(), Vec::new(), Vec::new());
-        let keys = self.keys.encode(&self.key_of(batch))?;
-        for (row, key) in keys.iter().enumerate() {
-            let stored = self.rows.remove(key.as_ref());
+        // Without a key no stored row is replaced.
+        let keys = match self.rows.is_empty() {
+            true => None,
+            false => Some(self.keys.encode(&self.key_of(batch))?),
+        };
+        for row in 0..batch.num_rows() {
+            let key = keys.as_ref().map(|keys| keys.row(row));
+            let stored = key.and_then(|key| self.rows.remove(key.as_ref()));
             if let (Some(stored), Some(digests)) = (&stored, &digests)
                 && stored.digest == Some(digests[row])
             {

@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::classify::{Classified, Obstacle, classify, source_of};
 use super::operator::Node;
+use super::options::{RefreshMode, ViewOptions};
 use super::plan::{check_sources, plan_query, unstable_function};
 use super::relation::hidden_names;
 use super::source::{Source, SourceVersions};
@@ -21,6 +22,7 @@ use super::state::{FoundState, SourceState, ViewState, find_state};
 use crate::database::definition::HIDDEN;
 use crate::database::expression::stored_type;
 use crate::database::materialized_view::ViewDefinition;
+use crate::database::view::Reading;
 use crate::database::{Database, LanceTable, Table};
 use crate::delta::{self, Delta, FieldIdentity, VersionStamp};
 use crate::storage::RowSet;
@@ -55,10 +57,14 @@ pub(super) struct Query {
 }
 
 impl Query {
-    /// Plans the query of a definition.
-    pub(super) async fn plan(state: &SessionState, definition: &ViewDefinition) -> Result<Self> {
+    /// Plans the query of a definition, which sees its sources as `reading` says.
+    pub(super) async fn plan(
+        state: &SessionState,
+        definition: &ViewDefinition,
+        reading: Reading,
+    ) -> Result<Self> {
         let state = definition.session(state)?;
-        let plan = plan_query(&state, definition).await?;
+        let plan = reading.scope(plan_query(&state, definition)).await?;
         check_sources(&plan)?;
         let names = names(&plan, &definition.columns)?;
         let unstable = unstable_function(&plan)?;
@@ -157,6 +163,15 @@ pub enum Scope {
     Incremental,
 }
 
+/// What is asked of a refresh, of whichever view.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    /// Which rows.
+    pub scope: Scope,
+    /// Versions of sources to read; of others the newest.
+    pub as_of: BTreeMap<String, u64>,
+}
+
 /// What changed in a source.
 #[derive(Debug, Clone)]
 pub struct SourceChange {
@@ -195,11 +210,24 @@ pub(super) async fn assess(
     session: &SessionState,
     view: &Table,
     definition: &ViewDefinition,
-    scope: Scope,
+    wanted: &Wanted,
 ) -> Result<Assessment> {
-    let query = Query::plan(session, definition)
+    let in_view = |error: Error| error.context(format!("materialized view '{}'", view.name));
+    let options = ViewOptions::of(definition).map_err(in_view)?;
+    let reading = Reading {
+        versions: wanted.as_of.clone(),
+        ..definition.reading()
+    };
+    let query = Query::plan(session, definition, reading)
         .await
-        .map_err(|error| error.context(format!("materialized view '{}'", view.name)))?;
+        .map_err(in_view)?;
+    check_columns(view, &query)?;
+    let scope = match (wanted.scope, options.refresh_mode) {
+        (Scope::Auto, RefreshMode::Incremental) => Scope::Incremental,
+        (scope, _) => scope,
+    };
+    // It need not be computed where nothing changed.
+    let always_full = wanted.scope == Scope::Auto && options.refresh_mode == RefreshMode::Full;
     let mut sources = Vec::with_capacity(query.sources.len());
     for source in &query.sources {
         let columns = source.columns.iter().map(|column| {
@@ -215,7 +243,7 @@ pub(super) async fn assess(
     }
     let found = find_state(&view.name, &view.dataset).await?;
     let digest = digest(database, definition).await?;
-    let compared = compare(database, view, &digest, &query, &sources, found).await?;
+    let compared = compare(database, &digest, &query, &sources, found).await?;
     let (versions, changes, reason) = match compared {
         Compared::Changes(versions, changes) => (versions, changes, String::new()),
         Compared::Full(reason) => {
@@ -231,6 +259,7 @@ pub(super) async fn assess(
         Scope::Full if reason.is_empty() => ("full", REQUESTED_FULL.to_string()),
         _ if is_same && query.obstacle != EXPRESSION_NOT_DETERMINISTIC => ("none", reason),
         _ if reason.is_empty() && query.root.is_none() => ("full", query.obstacle.clone()),
+        _ if reason.is_empty() && always_full => ("full", REQUESTED_FULL.to_string()),
         _ if reason.is_empty() => ("incremental", reason),
         _ => ("full", reason),
     };
@@ -239,7 +268,10 @@ pub(super) async fn assess(
             "materialized view '{}' can't be refreshed incrementally: {reason}",
             view.name
         ))
-        .with_hint("leave INCREMENTAL out to compute it in full"));
+        .with_hint(match wanted.scope {
+            Scope::Incremental => "leave INCREMENTAL out to compute it in full".to_string(),
+            _ => format!("REFRESH MATERIALIZED VIEW {} FULL", view.name),
+        }));
     }
     let (versions, changes) = match mode {
         "full" => whole(&query),
@@ -302,7 +334,6 @@ enum Compared {
 
 async fn compare(
     database: &Database,
-    view: &Table,
     digest: &str,
     query: &Query,
     sources: &[SourceState],
@@ -321,7 +352,7 @@ async fn compare(
             .iter()
             .zip(sources)
             .all(|(then, now)| then.table == now.table);
-    if state.definition != digest || !same_tables || !fits(view, query) {
+    if state.definition != digest || !same_tables {
         return full(DEFINITION_CHANGED);
     }
     let (mut versions, mut changes) = (Vec::new(), Vec::new());
@@ -366,9 +397,25 @@ async fn compare(
     Ok(Compared::Changes(versions, changes))
 }
 
-/// Whether the table has the columns that the query gives now.
-fn fits(view: &Table, query: &Query) -> bool {
-    let (stored, wanted) = (view.stored_schema(), query.schema());
+/// Refuses to refresh a view whose table can't hold what its query gives now. The columns of tables are fixed in the
+/// definition; but a view that it reads may have been replaced.
+fn check_columns(view: &Table, query: &Query) -> Result<()> {
+    if fits(&view.stored_schema(), &query.schema()) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "the query of materialized view '{}' gives other columns now than it was made with",
+        view.name
+    ))
+    .with_hint(format!(
+        "ALTER MATERIALIZED VIEW {} AS and its query makes its table anew",
+        view.name
+    )))
+}
+
+/// Whether a table with the columns `stored` can hold rows with the columns `wanted`: others may have been added behind
+/// them.
+pub fn fits(stored: &Schema, wanted: &Schema) -> bool {
     stored.fields().len() >= wanted.fields().len()
         && stored
             .fields()

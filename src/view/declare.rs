@@ -1,14 +1,19 @@
 //! What a query would be as a materialized view.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use datafusion::arrow::datatypes::Schema;
+use datafusion::common::DFSchema;
 use datafusion::execution::SessionState;
+use datafusion::logical_expr::{EmptyRelation, LogicalPlan};
 
 use super::assess::Query;
+use super::options::ViewOptions;
 use crate::Result;
 use crate::database::Database;
 use crate::database::materialized_view::ViewDefinition;
+use crate::database::view::Reading;
 
 /// How the query of a view is maintained.
 #[derive(Debug)]
@@ -29,10 +34,22 @@ pub struct Maintenance {
 ///
 /// If it can't be planned, or reads what has no versions.
 pub async fn maintenance(state: &SessionState, definition: &ViewDefinition) -> Result<Maintenance> {
-    let query = Query::plan(state, definition).await?;
+    // It may be declared over views that have no rows yet.
+    let reading = Reading {
+        unpopulated: true,
+        ..definition.reading()
+    };
+    let query = Query::plan(state, definition, reading).await?;
+    let options = ViewOptions::of(definition)?;
+    let schema = query.schema();
+    let empty = LogicalPlan::EmptyRelation(EmptyRelation {
+        produce_one_row: false,
+        schema: Arc::new(DFSchema::try_from(schema.clone())?),
+    });
+    options.ordered(&definition.session(state)?, empty, &[])?;
     let sources = query.sources.iter();
     Ok(Maintenance {
-        schema: query.schema(),
+        schema,
         classes: query
             .root
             .as_ref()

@@ -1,6 +1,7 @@
 //! What a refresh would do, and why, as lines of an item and a value.
 
 use super::assess::{Assessment, assess};
+use super::reason::{explained, mend};
 use super::refresh::{ViewRefresh, open_view};
 use crate::Result;
 use crate::job::environment::Environment;
@@ -16,7 +17,7 @@ pub async fn explain(
         &environment.state,
         &view,
         &definition,
-        request.scope,
+        &request.wanted(),
     )
     .await?;
     let Assessment {
@@ -34,7 +35,7 @@ pub async fn explain(
             match (mode, reason.as_str()) {
                 ("none", _) => "nothing that it reads has changed".to_string(),
                 ("incremental", _) => "only what changed in its sources".to_string(),
-                (_, reason) => reason.to_string(),
+                (_, reason) => explained(reason),
             },
         ),
         (
@@ -45,6 +46,9 @@ pub async fn explain(
             },
         ),
     ];
+    if let Some(mend) = mend(&query.obstacle) {
+        lines.push(("mend", mend.to_string()));
+    }
     for (change, source) in changes.iter().zip(&query.sources) {
         lines.push(("source", change.table.clone()));
         lines.push(("columns read", source.columns.join(", ")));

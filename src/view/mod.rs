@@ -12,6 +12,7 @@
 
 mod apply;
 pub mod assess;
+pub mod cascade;
 mod classify;
 mod constant;
 pub mod declare;
@@ -21,14 +22,17 @@ mod join;
 mod keys;
 mod matching;
 mod operator;
+pub mod options;
 mod paid;
 mod plan;
+pub mod reason;
 pub mod refresh;
 mod relation;
 mod row;
 mod signed;
 mod source;
 pub mod state;
+pub mod system;
 mod top;
 mod union;
 mod unnest;

@@ -1,6 +1,6 @@
 //! Runs a refresh of a view: as a job, with one commit at its end.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,22 +13,22 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 use super::apply::{Layout, StoredRows, changes};
-use super::assess::{Assessment, Scope, SourceChange, assess};
+use super::assess::{Assessment, Scope, SourceChange, Wanted, assess};
 use super::keys::{in_keys, in_rows};
 use super::operator::{Node, Pass};
+use super::options::ViewOptions;
 use super::paid;
 use super::relation::{Side, hidden_names, project};
 use crate::database::materialized_view::ViewDefinition;
 use crate::database::{Database, LanceTable, Table};
 use crate::job::counters::{Count, Phase};
-use crate::job::driver::{Driver, Ending, JobRequest, stop_error};
+use crate::job::driver::{Driver, Ending, JobRequest, end_interrupted, stop_error};
 use crate::job::environment::Environment;
 use crate::job::jobs::Attached;
 use crate::job::signal::Stop;
 use crate::storage::change::{commit_change, discard_change, write_change};
 use crate::storage::properties::JOB;
 use crate::storage::scan::RowFilter;
-use crate::storage::write::TableLayout;
 use crate::storage::{RowSet, pin};
 use crate::{Error, ErrorKind, Result};
 
@@ -42,12 +42,25 @@ pub struct ViewRefresh {
     pub view: String,
     /// Which rows.
     pub scope: Scope,
+    /// Versions of sources to read; of others the newest.
+    #[serde(default)]
+    pub as_of: BTreeMap<String, u64>,
     /// Write only the difference to what is stored, though all is computed.
     pub concurrently: bool,
     /// Cancels the job after so long.
     pub timeout: Option<Duration>,
     /// The statement, in one form whatever was typed.
     pub statement: String,
+}
+
+impl ViewRefresh {
+    /// What it asks of the view.
+    pub fn wanted(&self) -> Wanted {
+        Wanted {
+            scope: self.scope,
+            as_of: self.as_of.clone(),
+        }
+    }
 }
 
 /// What a refresh came to.
@@ -105,6 +118,12 @@ pub async fn open_view(database: &Database, name: &str) -> Result<(Table, ViewDe
     let table = database.table(name).await?;
     match ViewDefinition::of(&table)? {
         Some(definition) => Ok((table, definition)),
+        None if database.materialized_view(name).await?.is_some() => Err(Error::invalid(format!(
+            "DEFINITION_LOST: another program has overwritten materialized view '{name}'"
+        ))
+        .with_hint(format!(
+            "DROP MATERIALIZED VIEW {name} removes what is there"
+        ))),
         None => Err(Error::invalid(format!("'{name}' is no materialized view"))
             .with_hint("SHOW MATERIALIZED VIEWS lists them")),
     }
@@ -117,8 +136,11 @@ pub async fn begin(environment: &Environment, request: &ViewRefresh) -> Result<B
     } = environment;
     let started = Instant::now();
     let (view, definition) = open_view(database, &request.view).await?;
-    let assessment = assess(database, state, &view, &definition, request.scope).await?;
+    let assessment = assess(database, state, &view, &definition, &request.wanted()).await?;
     if assessment.mode == "none" {
+        // One that was killed behind its commit has nothing left to do.
+        let ledger = environment.jobs.ledger();
+        end_interrupted(ledger, &request.statement, &view.name, 0).await?;
         return Ok(Begun::Nothing(ViewReport {
             view: view.name.clone(),
             mode: "none",
@@ -233,7 +255,7 @@ async fn attempt_once(
         ..
     } = environment;
     let (view, definition) = open_view(database, &request.view).await?;
-    let assessment = assess(database, state, &view, &definition, request.scope).await?;
+    let assessment = assess(database, state, &view, &definition, &request.wanted()).await?;
     let mut notices = Vec::new();
     for source in &assessment.query.sources {
         let version = source.dataset.version().version;
@@ -249,9 +271,12 @@ async fn attempt_once(
     let (mode, reason) = (assessment.mode, assessment.reason.clone());
     let changes = assessment.changes.clone();
     let states = assessment.state.sources.clone();
-    let replace_all = mode == "full" && !request.concurrently;
+    // Rows without a key can't be told apart, so they are all written anew.
+    let is_keyed = assessment.query.root.is_some();
+    let replace_all = mode == "full" && !(request.concurrently && is_keyed);
     let session = definition.session(state)?;
-    let table_layout = TableLayout::default();
+    let options = ViewOptions::of(&definition)?;
+    let table_layout = options.layout();
     let counters = driver.counters();
     // On the workers: this thread has to hear what the job is told.
     let written = {
@@ -260,7 +285,7 @@ async fn attempt_once(
         let mut task = JoinSet::new();
         task.spawn_on(
             async move {
-                let rows = changed_rows(session, &view, assessment, concurrently).await?;
+                let rows = changed_rows(session, &view, &options, assessment, concurrently).await?;
                 write_change(
                     database.root(),
                     &view.name,
@@ -335,6 +360,7 @@ async fn attempt_once(
 async fn changed_rows(
     session: SessionState,
     view: &Table,
+    options: &ViewOptions,
     assessment: Assessment,
     concurrently: bool,
 ) -> Result<SendableRecordBatchStream> {
@@ -357,7 +383,7 @@ async fn changed_rows(
     };
     let stored = scan_stored(view, RowFilter::All)?.build()?;
     let pass = Pass::new(session, versions, Some(stored));
-    let mut stored = StoredRows::new(layout)?;
+    let mut stored = StoredRows::new(layout.clone())?;
     let added = match (&query.root, mode) {
         (Some(root), "full") => root.relation(&pass, Side::New).await?,
         (Some(root), _) => match by_row_condition(&pass, view, root) {
@@ -379,7 +405,12 @@ async fn changed_rows(
             let all = all
                 .zip(schema.fields())
                 .map(|(value, field)| cast(value, field.data_type().clone()).alias(field.name()));
-            Some(pass.execute(&project(plan, all.collect())?).await?)
+            let plan = project(plan, all.collect())?;
+            let ties: Vec<String> = (layout.keys.iter())
+                .map(|key| schema.field(*key).name().clone())
+                .collect();
+            let plan = options.ordered(&pass.state, plan, &ties)?;
+            Some(pass.execute(&plan).await?)
         }
         None => None,
     };

@@ -58,6 +58,10 @@ impl Executor {
         if there && !create.or_replace {
             return Err(exists("table", &name));
         }
+        if there && self.database.materialized_view(&name).await?.is_some() {
+            return Err(Error::invalid(format!("'{name}' is a materialized view"))
+                .with_hint(format!("DROP MATERIALIZED VIEW {name}")));
+        }
         let declared = self.table_schema(&create)?;
         let (schema, plan) = match create.query {
             None => (declared, None),
@@ -315,7 +319,10 @@ impl Executor {
             text: renamed(query_text(&create.query)),
             reads: objects_read(&self.context, &create.query)?,
         };
-        // Planning it finds unknown names and circles before anything is stored.
+        self.database
+            .check_no_circle("view", &name, &view.reads)
+            .await?;
+        // Planning it finds unknown names before anything is stored.
         self.database.plan_view(&name, &view).await?;
         let stored = self
             .database

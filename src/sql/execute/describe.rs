@@ -124,11 +124,19 @@ impl Executor {
 
     pub(super) async fn show_tables(&self) -> Result<DataFrame> {
         let tables = self.database.root().table_names().await?;
+        let materialized = self.database.materialized_view_names().await?;
+        let kind = |name: &String| match materialized.contains(name) {
+            true => "materialized view",
+            false => "table",
+        };
         let views = self.database.view_names().await?;
         let session = self.database.session_table_names();
         let mut rows: Vec<(String, &str)> = tables
             .into_iter()
-            .map(|name| (name, "table"))
+            .map(|name| {
+                let kind = kind(&name);
+                (name, kind)
+            })
             .chain(views.into_iter().map(|name| (name, "view")))
             .chain(session.into_iter().map(|name| (name, "session")))
             .collect();

@@ -21,6 +21,14 @@ impl Executor {
         let mut names = Vec::new();
         for reference in &drop.names {
             let name = self.name_of(reference)?;
+            let is_of_session = self.database.session_table(&name).is_some();
+            if drop.kind == DropKind::Table
+                && !is_of_session
+                && self.database.materialized_view(&name).await?.is_some()
+            {
+                return Err(Error::invalid(format!("'{name}' is a materialized view"))
+                    .with_hint(format!("DROP MATERIALIZED VIEW {name}")));
+            }
             if self.is_droppable(&name, drop.kind).await? {
                 names.push(name);
             } else if drop.if_exists {
@@ -64,10 +72,7 @@ impl Executor {
         let mut done = Vec::new();
         // Those that read others go first.
         for reader in dependents.into_iter().rev() {
-            match reader.is_materialized {
-                true => self.remove_materialized_view(&reader.name).await?,
-                false => self.database.remove_view(&reader.name).await?,
-            }
+            self.remove_reader(&reader).await?;
             let statement = match reader.is_materialized {
                 true => "DROP MATERIALIZED VIEW",
                 false => "DROP VIEW",
@@ -86,6 +91,14 @@ impl Executor {
         self.done(done, started)
     }
 
+    /// Removes a view of either kind.
+    pub(super) async fn remove_reader(&self, reader: &Reader) -> Result<()> {
+        match reader.is_materialized {
+            true => self.remove_materialized_view(&reader.name).await,
+            false => self.database.remove_view(&reader.name).await,
+        }
+    }
+
     async fn is_droppable(&self, name: &str, kind: DropKind) -> Result<bool> {
         Ok(match kind {
             DropKind::View => self.database.view(name).await?.is_some(),
@@ -99,6 +112,9 @@ impl Executor {
 
     async fn nothing_to_drop(&self, name: &str, kind: DropKind) -> Result<Error> {
         let other = match kind {
+            DropKind::View if self.database.materialized_view(name).await?.is_some() => {
+                Some("MATERIALIZED VIEW")
+            }
             DropKind::View if self.database.root().has_table(name).await? => Some("TABLE"),
             DropKind::Table if self.database.view(name).await?.is_some() => Some("VIEW"),
             _ => None,

@@ -16,6 +16,7 @@ use crate::job::record::{Control, JobState, JobSummary};
 use crate::job::signal::{Signal, Stop};
 use crate::job::system::{error_rows, event_rows, job_rows};
 use crate::sql::statement::{JobObject, JobStatement};
+use crate::view::refresh::{self, ViewRefresh};
 use crate::{Error, ErrorKind, Result};
 
 /// The columns of SHOW JOBS.
@@ -74,8 +75,12 @@ impl Executor {
         let mut jobs = self.jobs.ledger().jobs().await?;
         if let Some(of) = of {
             let name = self.name_of(&of.table)?;
+            if of.is_view {
+                self.view_named(&name).await?;
+            }
             jobs.retain(|job| {
                 job.record.table == name
+                    && (!of.is_view || job.record.columns.is_empty())
                     && of
                         .column
                         .as_ref()
@@ -110,12 +115,12 @@ impl Executor {
         self.listing(error_rows(&errors)?)
     }
 
-    fn listing(&self, batch: RecordBatch) -> Result<DataFrame> {
+    pub(super) fn listing(&self, batch: RecordBatch) -> Result<DataFrame> {
         Ok(self.context.read_batch(batch)?)
     }
 
     /// One row, as items and values.
-    fn described(&self, row: &RecordBatch) -> Result<DataFrame> {
+    pub(super) fn described(&self, row: &RecordBatch) -> Result<DataFrame> {
         use datafusion::arrow::util::display::{ArrayFormatter, FormatOptions};
         let options = FormatOptions::default();
         let schema = row.schema();
@@ -155,14 +160,21 @@ impl Executor {
         let started = Instant::now();
         let job = self.unfinished(id, "RESUME JOB").await?;
         if job.state == JobState::Interrupted {
-            let request: Refresh =
-                serde_json::from_value(job.record.request.clone()).map_err(|error| {
-                    Error::new(
-                        ErrorKind::Storage,
-                        format!("the request of job '{id}' can't be read: {error}"),
-                    )
-                    .with_hint(format!("run the statement again: {}", job.record.statement))
-                })?;
+            let request = job.record.request.clone();
+            let unreadable = |error: serde_json::Error| {
+                Error::new(
+                    ErrorKind::Storage,
+                    format!("the request of job '{id}' can't be read: {error}"),
+                )
+                .with_hint(format!("run the statement again: {}", job.record.statement))
+            };
+            // Only that of a view names one.
+            if request.get("view").is_some() {
+                let request: ViewRefresh = serde_json::from_value(request).map_err(unreadable)?;
+                let begun = refresh::begin(&self.environment(), &request).await?;
+                return self.view_refreshed(&begun.wait().await?);
+            }
+            let request: Refresh = serde_json::from_value(request).map_err(unreadable)?;
             let refreshed = begin(&self.environment(), &request).await?.wait().await?;
             return self.refreshed(&refreshed);
         }

@@ -1,6 +1,9 @@
 //! The statements about materialized views.
 
-use std::collections::BTreeMap;
+mod alter;
+mod refresh;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,21 +13,30 @@ use datafusion::sql::TableReference;
 use super::Executor;
 use super::create::{exists, objects_read};
 use super::report::{Done, Rows};
-use crate::database::Table;
 use crate::database::materialized_view::{ViewDefinition, settings_of};
 use crate::sql::format::{query_text, quote_identifier};
-use crate::sql::options::views::{RefreshMode, RefreshViewOptions, ViewOptions, of_refresh};
-use crate::sql::statement::{
-    AlterMaterializedView, CreateMaterializedView, Drop, RefreshView, ViewRefreshMode,
-};
+use crate::sql::options::views::{RefreshMode, ViewOptions, of_refresh};
+use crate::sql::statement::{CreateMaterializedView, Drop, RefreshView, ViewRefreshMode};
 use crate::storage::pin;
-use crate::storage::write::{TableLayout, create_table};
-use crate::view::assess::Scope;
-use crate::view::declare::{Maintenance, maintenance, tables_read};
-use crate::view::explain::explain;
-use crate::view::refresh::{Begun, ViewRefresh, ViewReport, begin, open_view};
-use crate::view::state::{FoundState, find_state};
+use crate::storage::write::create_table;
+use crate::view::declare::{Maintenance, tables_read};
+use crate::view::reason::{explained, mend};
+use crate::view::refresh::{begin, open_view};
+use crate::view::system::view_rows;
 use crate::{Error, ErrorKind, Result};
+
+/// The columns of SHOW MATERIALIZED VIEWS.
+const SHOWN: [&str; 9] = [
+    "view_name",
+    "query",
+    "maintenance",
+    "populated",
+    "source_versions",
+    "newest_versions",
+    "rows_behind",
+    "full_reason",
+    "version",
+];
 
 impl Executor {
     pub(super) async fn create_materialized_view(
@@ -57,20 +69,19 @@ impl Executor {
                 return Err(exists("materialized view", &name));
             }
         }
-        let definition = self.view_definition(&create, &options)?;
-        if tables_read(&self.database, &definition)
-            .await?
-            .contains(&name)
-        {
-            return Err(Error::invalid(format!(
-                "materialized view '{name}' would read itself"
-            )));
+        let definition = self.view_definition(&create, &options).await?;
+        self.database
+            .check_no_circle("materialized view", &name, &definition.reads)
+            .await?;
+        if create.with_data {
+            for source in tables_read(&self.database, &definition).await? {
+                if self.database.root().has_table(&source).await? {
+                    let source = self.database.table(&source).await?;
+                    source.check_populated().await?;
+                }
+            }
         }
-        let state = self.context.state();
-        let planned = match maintenance(&state, &definition).await {
-            Ok(planned) => planned,
-            Err(error) => return Err(self.unknown_table(error).await?),
-        };
+        let planned = self.planned(&definition).await?;
         check_mode(&name, &options, &planned)?;
         if planned.schema.fields().is_empty() {
             return Err(Error::invalid(format!(
@@ -80,13 +91,12 @@ impl Executor {
         if !planned.obstacle.is_empty() {
             self.notice(format!(
                 "every refresh of '{name}' computes all of it: {}",
-                planned.obstacle
+                explained(&planned.obstacle)
             ));
         }
-        let layout = TableLayout {
-            max_rows_per_fragment: options.max_rows_per_fragment,
-            max_bytes_per_file: None,
-        };
+        if let Some(there) = &there {
+            self.check_replaceable(there, &planned.schema).await?;
+        }
         let schema = Arc::new(definition.with_schema(&planned.schema)?);
         // First, so that no view is there that what it reads does not know of.
         self.database
@@ -98,7 +108,7 @@ impl Executor {
             schema,
             None,
             there.is_some(),
-            &layout,
+            &options.layout(),
         )
         .await;
         if let Err(error) = made {
@@ -133,27 +143,49 @@ impl Executor {
                 .filter(|option| of_refresh(std::slice::from_ref(option)).is_some())
                 .collect(),
         };
-        let request = self.view_request(&refresh)?;
+        let request = self.view_request(&refresh).await?;
         let report = begin(&self.environment(), &request).await?.wait().await?;
         self.view_refreshed(&report)
     }
 
-    fn view_definition(
+    async fn view_definition(
         &self,
         create: &CreateMaterializedView,
         options: &ViewOptions,
     ) -> Result<ViewDefinition> {
         let options = serde_json::to_value(options)
             .map_err(|error| Error::internal(format!("options can't be written: {error}")))?;
-        Ok(ViewDefinition {
+        let mut definition = ViewDefinition {
             id: uuid::Uuid::new_v4().simple().to_string(),
             query: create.query.to_string(),
             text: query_text(&create.query),
             columns: create.columns.clone(),
             reads: objects_read(&self.context, &create.query)?,
+            source_columns: BTreeMap::new(),
             settings: settings_of(&self.context.state()),
             options,
-        })
+            suspended: false,
+        };
+        definition.source_columns = self.source_columns(&definition).await?;
+        Ok(definition)
+    }
+
+    /// The columns that the tables have now which a definition reads: what `*` means in its query.
+    async fn source_columns(
+        &self,
+        definition: &ViewDefinition,
+    ) -> Result<BTreeMap<String, Vec<String>>> {
+        let mut columns = BTreeMap::new();
+        for name in tables_read(&self.database, definition).await? {
+            // An unknown name is told when the query is planned.
+            if self.database.root().has_table(&name).await? {
+                let table = self.database.table(&name).await?;
+                let fields = self.visible_schema(&table)?;
+                let names = fields.fields().iter().map(|field| field.name().clone());
+                columns.insert(name, names.collect());
+            }
+        }
+        Ok(columns)
     }
 
     pub(super) async fn explain_create_view(
@@ -162,21 +194,31 @@ impl Executor {
     ) -> Result<DataFrame> {
         let name = self.new_name(&create.name)?;
         let (options, _) = ViewOptions::for_create(&create.options)?;
-        let definition = self.view_definition(&create, &options)?;
-        let planned = match maintenance(&self.context.state(), &definition).await {
-            Ok(planned) => planned,
-            Err(error) => return Err(self.unknown_table(error).await?),
-        };
-        let mode = match planned.obstacle.as_str() {
-            "" => "incremental",
-            _ => "full",
+        let definition = self.view_definition(&create, &options).await?;
+        self.database
+            .check_no_circle("materialized view", &name, &definition.reads)
+            .await?;
+        let planned = self.planned(&definition).await?;
+        check_mode(&name, &options, &planned)?;
+        let (mode, reason) = match (planned.obstacle.as_str(), options.refresh_mode) {
+            ("", RefreshMode::Full) => ("full", "refresh_mode = 'full'".to_string()),
+            ("", _) => (
+                "incremental",
+                "only what changed in its sources".to_string(),
+            ),
+            (obstacle, _) => ("full", explained(obstacle)),
         };
         let mut lines = vec![
             ("materialized view", name),
             ("mode", mode.to_string()),
-            ("reason", planned.obstacle),
-            ("classes", planned.classes.join(", ")),
+            ("reason", reason),
         ];
+        if let Some(mend) = mend(&planned.obstacle) {
+            lines.push(("mend", mend.to_string()));
+        }
+        if !planned.classes.is_empty() {
+            lines.push(("classes", planned.classes.join(", ")));
+        }
         for (table, columns) in planned.sources {
             lines.push(("source", table));
             lines.push(("columns read", columns.join(", ")));
@@ -191,107 +233,20 @@ impl Executor {
             .frame(self)
     }
 
-    pub(super) async fn refresh_view(&self, refresh: RefreshView) -> Result<DataFrame> {
-        let request = self.view_request(&refresh)?;
-        match begin(&self.environment(), &request).await? {
-            Begun::Job(job) if refresh.is_async => {
-                let id = job.id().to_string();
-                job.detach();
-                let summary = self.jobs.ledger().job(&id).await?;
-                self.submitted(&summary)
-            }
-            begun => self.view_refreshed(&begun.wait().await?),
-        }
-    }
-
-    fn view_request(&self, refresh: &RefreshView) -> Result<ViewRefresh> {
-        let options = RefreshViewOptions::read(&refresh.options)?;
-        if refresh.mode == ViewRefreshMode::FailedOnly {
-            return Err(Error::not_available(
-                "REFRESH MATERIALIZED VIEW … FAILED ONLY",
-            ));
-        }
-        if !refresh.as_of.is_empty() {
-            return Err(Error::not_available("REFRESH MATERIALIZED VIEW … AS OF"));
-        }
-        if refresh.cascade {
-            return Err(Error::not_available("REFRESH MATERIALIZED VIEW … CASCADE"));
-        }
-        Ok(ViewRefresh {
-            view: self.name_of(&refresh.name)?,
-            scope: match refresh.mode {
-                ViewRefreshMode::Auto | ViewRefreshMode::FailedOnly => Scope::Auto,
-                ViewRefreshMode::Full => Scope::Full,
-                ViewRefreshMode::Incremental => Scope::Incremental,
-            },
-            concurrently: refresh.concurrently,
-            timeout: options.timeout,
-            statement: refresh.text(),
-        })
-    }
-
-    pub(super) fn view_refreshed(&self, report: &ViewReport) -> Result<DataFrame> {
-        for notice in &report.notices {
-            self.notice(notice);
-        }
-        Rows::default()
-            .text("object", [report.view.clone()])
-            .text("mode", [report.mode])
-            .text("reason", [report.reason.clone()])
-            .number("rows_inserted", [Some(report.rows_inserted)])
-            .number("rows_updated", [Some(report.rows_updated)])
-            .number("rows_deleted", [Some(report.rows_deleted)])
-            .number("version", [Some(report.version)])
-            .optional_text("job_id", [report.job.clone()])
-            .seconds("elapsed_seconds", [report.elapsed])
-            .frame(self)
-    }
-
-    pub(super) async fn explain_refresh_view(
-        &self,
-        refresh: RefreshView,
-        analyze: bool,
-    ) -> Result<DataFrame> {
-        let environment = self.environment();
-        let request = self.view_request(&refresh)?;
-        let mut lines = explain(&environment, &request).await?;
-        if analyze {
-            let report = begin(&environment, &request).await?.wait().await?;
-            lines.push(("ran", report.mode.to_string()));
-            lines.push(("rows inserted", report.rows_inserted.to_string()));
-            lines.push(("rows updated", report.rows_updated.to_string()));
-            lines.push(("rows deleted", report.rows_deleted.to_string()));
-            lines.push(("version after", report.version.to_string()));
-            let elapsed = format!("{:.3} s", report.elapsed.as_secs_f64());
-            lines.push(("elapsed", elapsed));
-        }
-        self.explained(lines)
-    }
-
-    pub(super) async fn alter_materialized_view(
-        &self,
-        _alter: AlterMaterializedView,
-    ) -> Result<DataFrame> {
-        Err(Error::not_available("ALTER MATERIALIZED VIEW"))
-    }
-
     pub(super) async fn drop_materialized_views(&self, drop: Drop) -> Result<DataFrame> {
         let started = Instant::now();
         let mut found = Vec::new();
         for reference in &drop.names {
             let name = self.name_of(reference)?;
-            match open_view(&self.database, &name).await {
-                Ok(_) => found.push(name),
+            // Without opening it: what is damaged can be dropped.
+            if self.database.materialized_view(&name).await?.is_some() {
+                found.push(name);
+                continue;
+            }
+            match self.view_named(&name).await {
+                Ok(()) => found.push(name),
                 Err(error) if error.kind() == ErrorKind::NotFound && drop.if_exists => {
                     self.notice(format!("'{name}' does not exist; nothing was done"));
-                }
-                Err(error) if error.kind() == ErrorKind::NotFound => {
-                    let known = self.database.materialized_view_names().await?;
-                    return Err(Error::not_found(
-                        "materialized view",
-                        &name,
-                        known.iter().map(String::as_str),
-                    ));
                 }
                 Err(error) => return Err(error),
             }
@@ -300,19 +255,51 @@ impl Executor {
             .await
     }
 
-    /// Removes a materialized view, and lets go of the versions that it refers to.
+    /// Fails unless there is a materialized view of that name, naming the nearest.
+    pub(super) async fn view_named(&self, name: &str) -> Result<()> {
+        match open_view(&self.database, name).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let known = self.database.materialized_view_names().await?;
+                Err(Error::not_found(
+                    "materialized view",
+                    name,
+                    known.iter().map(String::as_str),
+                ))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes a materialized view with all that is kept for it, and lets go of the versions that it refers to.
     pub(super) async fn remove_materialized_view(&self, name: &str) -> Result<()> {
-        let (_, definition) = open_view(&self.database, name).await?;
-        self.database.root().remove_table(name).await?;
+        let definition = match open_view(&self.database, name).await {
+            Ok((_, definition)) => Some(definition),
+            Err(_) => self.database.materialized_view(name).await?,
+        };
+        if self.database.root().has_table(name).await? {
+            self.database.root().remove_table(name).await?;
+        }
         self.database.forget_materialized_view(name).await?;
-        self.release_sources(&definition).await
+        self.forget_work(name).await?;
+        match definition {
+            Some(definition) => self.release_sources(&definition).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Removes what jobs have left of a view that is not there any more.
+    async fn forget_work(&self, name: &str) -> Result<()> {
+        let root = self.database.root();
+        root.remove_own_folder(&format!("claims/{name}")).await?;
+        root.remove_own_folder(&format!("staged/{name}")).await
     }
 
     async fn release_sources(&self, definition: &ViewDefinition) -> Result<()> {
         for name in tables_read(&self.database, definition).await? {
             if self.database.root().has_table(&name).await? {
                 let table = self.database.table(&name).await?;
-                let none = std::collections::BTreeSet::new();
+                let none = BTreeSet::new();
                 pin::release_owner(&name, &table.dataset, &definition.id, &none).await?;
             }
         }
@@ -320,29 +307,9 @@ impl Executor {
     }
 
     pub(super) async fn show_materialized_views(&self) -> Result<DataFrame> {
-        let names = self.database.materialized_view_names().await?;
-        let mut rows: BTreeMap<String, (Table, ViewDefinition)> = BTreeMap::new();
-        for name in names {
-            // One may be gone.
-            if let Ok(found) = open_view(&self.database, &name).await {
-                rows.insert(name, found);
-            }
-        }
-        let mut populated = Vec::with_capacity(rows.len());
-        for (name, (table, _)) in &rows {
-            let state = find_state(name, &table.dataset).await?;
-            populated.push(match state {
-                FoundState::State(_) => "yes",
-                FoundState::Never => "no",
-                FoundState::Lost | FoundState::Modified => "lost",
-            });
-        }
-        Rows::default()
-            .text("name", rows.keys().cloned())
-            .text("query", rows.values().map(|(_, d)| d.text.clone()))
-            .text("populated", populated)
-            .number("version", rows.values().map(|(t, _)| Some(t.version())))
-            .frame(self)
+        let rows = Box::pin(view_rows(self.jobs.ledger(), None)).await?;
+        // What fits a screen; DESCRIBE and system.materialized_views have the rest.
+        Ok(self.listing(rows)?.select_columns(&SHOWN)?)
     }
 
     pub(super) async fn describe_materialized_view(
@@ -350,35 +317,15 @@ impl Executor {
         name: &TableReference,
     ) -> Result<DataFrame> {
         let name = self.name_of(name)?;
-        let (table, definition) = open_view(&self.database, &name).await?;
-        let planned = maintenance(&self.context.state(), &definition).await?;
-        let mut lines = vec![
-            ("materialized view", name.clone()),
-            ("query", definition.text.clone()),
-            (
-                "maintenance",
-                match planned.obstacle.as_str() {
-                    "" => "incremental".to_string(),
-                    obstacle => format!("full: {obstacle}"),
-                },
-            ),
-            ("classes", planned.classes.join(", ")),
-            ("version", table.version().to_string()),
-        ];
-        match find_state(&name, &table.dataset).await? {
-            FoundState::State(state) => {
-                lines.push(("last refresh", state.mode.clone()));
-                lines.push(("reason", state.reason.clone()));
-                for source in &state.sources {
-                    let source = format!("{} version {}", source.table, source.version.version);
-                    lines.push(("reflects", source));
-                }
-            }
-            FoundState::Never => lines.push(("last refresh", "never".to_string())),
-            FoundState::Lost => lines.push(("last refresh", "lost".to_string())),
-            FoundState::Modified => lines.push(("last refresh", "changed by others".to_string())),
+        self.view_named(&name).await?;
+        let rows = Box::pin(view_rows(self.jobs.ledger(), Some(&name))).await?;
+        if rows.num_rows() == 0 {
+            return Err(Error::invalid(format!(
+                "the copy of the definition of materialized view '{name}' is gone"
+            ))
+            .with_hint("ALTER MATERIALIZED VIEW … RESUME writes it again"));
         }
-        self.explained(lines)
+        self.described(&rows)
     }
 
     pub(super) async fn show_create_materialized_view(
@@ -386,7 +333,12 @@ impl Executor {
         name: &TableReference,
     ) -> Result<DataFrame> {
         let name = self.name_of(name)?;
+        self.view_named(&name).await?;
         let (_, definition) = open_view(&self.database, &name).await?;
+        let options = match ViewOptions::of(&definition)?.to_string() {
+            options if options.is_empty() => options,
+            options => format!(" WITH ({options})"),
+        };
         let columns: Vec<String> = definition
             .columns
             .iter()
@@ -397,7 +349,7 @@ impl Executor {
             false => format!(" ({})", columns.join(", ")),
         };
         let text = format!(
-            "CREATE MATERIALIZED VIEW {}{columns} AS {}",
+            "CREATE MATERIALIZED VIEW {}{columns}{options} AS {}",
             quote_identifier(&name),
             definition.text
         );
@@ -413,7 +365,7 @@ fn check_mode(name: &str, options: &ViewOptions, planned: &Maintenance) -> Resul
     if options.refresh_mode == RefreshMode::Incremental && !planned.obstacle.is_empty() {
         return Err(Error::invalid(format!(
             "materialized view '{name}' can't be refreshed incrementally: {}",
-            planned.obstacle
+            explained(&planned.obstacle)
         ))
         .with_hint("leave refresh_mode out, or say refresh_mode = 'full'"));
     }

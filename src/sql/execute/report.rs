@@ -146,7 +146,10 @@ impl Executor {
             .text("state", [job.state.name()])
             .text(
                 "object",
-                [format!("{}.{}", record.table, record.columns.join(", "))],
+                [match record.columns.is_empty() {
+                    true => record.table.clone(),
+                    false => format!("{}.{}", record.table, record.columns.join(", ")),
+                }],
             )
             .text("mode", [record.mode.clone()])
             .text("reason", [record.reason.clone()])

@@ -409,9 +409,19 @@ impl Executor {
         })
         .await?;
         for view in broken {
+            let what = match view.is_materialized {
+                true => "refreshed",
+                false => "read",
+            };
             self.notice(format!(
-                "view '{view}' can't be read with the columns that table '{name}' has now"
+                "{view} can't be {what} with the columns that table '{name}' has now"
             ));
+        }
+        // A materialized view has the query again that it had then.
+        if let Some(definition) = ViewDefinition::of(&then)? {
+            self.database
+                .store_materialized_view(&name, &definition)
+                .await?;
         }
         let version = restored.version().version;
         let restored = Table {

@@ -2,7 +2,6 @@
 //!
 //! CREATE MATERIALIZED VIEW takes both, ALTER … SET those of the view, REFRESH those of a refresh.
 
-use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use super::{KnownOption, MOST_ROWS, Options, TIMES, parse_duration, unknown};
 use crate::column::plan::BatchSize;
 use crate::sql::parser::dialect::HeadwaterDialect;
 use crate::sql::statement::{OptionValue, StatementOption};
+pub use crate::view::options::{RefreshMode, TargetLag, ViewOptions};
 use crate::{Error, Result};
 
 const CREATE: &str = "CREATE MATERIALIZED VIEW";
@@ -65,76 +65,6 @@ const LAGS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_s
 
 /// The largest seed: larger whole numbers are not exact as options.
 const LARGEST_SEED: u64 = (1 << 53) - 1;
-
-/// What is stored with a view of how it is kept.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct ViewOptions {
-    /// How its refreshes compute it.
-    pub refresh_mode: RefreshMode,
-    /// How far behind its sources it may be; `None`: it is refreshed only when someone says so.
-    pub target_lag: Option<TargetLag>,
-    /// Most rows of a fragment; `None` for Lance's own choice.
-    pub max_rows_per_fragment: Option<usize>,
-    /// The order in which its rows are stored, as behind ORDER BY.
-    pub order_by: Option<String>,
-    /// Seed of the pseudo-random order in which its rows are stored.
-    pub shuffle_seed: Option<u64>,
-    /// Whether its sources get the indexes that refreshes need; `None` where they pay.
-    pub index_sources: Option<bool>,
-}
-
-/// How refreshes compute a view, where REFRESH does not say.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum RefreshMode {
-    /// Whatever is cheaper.
-    #[default]
-    Auto,
-    /// What changed; a query for which that can't be done is an error.
-    Incremental,
-    /// All of it.
-    Full,
-}
-
-impl RefreshMode {
-    /// Its name in SQL.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Incremental => "incremental",
-            Self::Full => "full",
-        }
-    }
-}
-
-/// How far behind its sources a view may be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum TargetLag {
-    /// As far as the views that read it allow.
-    Downstream,
-    /// So long.
-    Within(Duration),
-}
-
-impl fmt::Display for TargetLag {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self::Within(lag) = self else {
-            return f.write_str("downstream");
-        };
-        let seconds = lag.as_secs();
-        let (number, unit) = match seconds {
-            _ if lag.subsec_nanos() > 0 => return write!(f, "{} seconds", lag.as_secs_f64()),
-            _ if seconds % 86_400 == 0 => (seconds / 86_400, "day"),
-            _ if seconds % 3600 == 0 => (seconds / 3600, "hour"),
-            _ if seconds % 60 == 0 => (seconds / 60, "minute"),
-            _ => (seconds, "second"),
-        };
-        let plural = if number == 1 { "" } else { "s" };
-        write!(f, "{number} {unit}{plural}")
-    }
-}
 
 impl ViewOptions {
     /// Checks and reads the options of CREATE MATERIALIZED VIEW: those of the view, and those of its
@@ -191,40 +121,6 @@ impl ViewOptions {
             }
         }
         Ok(changed)
-    }
-
-    /// Those that are not the default, as they stand in WITH (…).
-    pub fn given(&self) -> Vec<StatementOption> {
-        let text = |text: &str| OptionValue::Text(text.to_string());
-        #[allow(clippy::cast_precision_loss, reason = "such numbers are not accepted")]
-        let number = |number: u64| OptionValue::Number(number as f64);
-        let mode = Some(self.refresh_mode).filter(|mode| *mode != RefreshMode::default());
-        let values = [
-            ("refresh_mode", mode.map(|mode| text(mode.name()))),
-            (
-                "target_lag",
-                self.target_lag.map(|lag| text(&lag.to_string())),
-            ),
-            (
-                "max_rows_per_fragment",
-                self.max_rows_per_fragment.map(|rows| number(rows as u64)),
-            ),
-            ("order_by", self.order_by.as_deref().map(text)),
-            ("shuffle_seed", self.shuffle_seed.map(number)),
-            (
-                "index_sources",
-                self.index_sources.map(OptionValue::Boolean),
-            ),
-        ];
-        values
-            .into_iter()
-            .filter_map(|(name, value)| {
-                value.map(|value| StatementOption {
-                    name: name.to_string(),
-                    value,
-                })
-            })
-            .collect()
     }
 
     /// Takes over those that were given.

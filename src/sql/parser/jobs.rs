@@ -6,7 +6,6 @@ use datafusion::sql::sqlparser::tokenizer::Token;
 
 use super::failure::Read;
 use super::reader::Reader;
-use crate::Error;
 use crate::sql::options::parse_duration;
 use crate::sql::statement::{JobObject, JobStatement};
 
@@ -91,6 +90,7 @@ impl Reader {
             return Ok(JobObject {
                 table,
                 column: None,
+                is_view: false,
             });
         }
         if self.eat("COLUMN") {
@@ -98,10 +98,19 @@ impl Reader {
             self.expect("ON")?;
             let _ = self.at("TABLE") && !self.at_nth_end(1) && self.eat("TABLE");
             let table = self.table()?;
-            return Ok(JobObject { table, column });
+            return Ok(JobObject {
+                table,
+                column,
+                is_view: false,
+            });
         }
-        if self.at("VIEW") || self.at("MATERIALIZED VIEW") {
-            return Err(Error::not_available("FOR VIEW").into());
+        if self.eat("VIEW") || self.eat("MATERIALIZED VIEW") {
+            let table = self.table()?;
+            return Ok(JobObject {
+                table,
+                column: None,
+                is_view: true,
+            });
         }
         self.expected(expected)
     }

@@ -57,7 +57,7 @@ impl Executor {
                 .iter()
                 .map(|name| format!("column '{name}'"))
                 .collect();
-            dependents.extend(views.iter().map(|name| format!("view '{name}'")));
+            dependents.extend(views.iter().map(ToString::to_string));
             return Err(Error::new(
                 ErrorKind::Dependents,
                 format!(
@@ -98,8 +98,9 @@ impl Executor {
             Properties::new(),
         )
         .await?;
-        for view in views {
-            self.database.remove_view(&view).await?;
+        // Those that read others go first.
+        for view in views.iter().rev() {
+            self.remove_reader(view).await?;
         }
         Ok(())
     }
@@ -249,6 +250,18 @@ impl Executor {
             })
             .collect();
         let schema = Schema::new(fields);
+        // Other views just give another type; the table of a materialized view has one.
+        let views = self.database.views_broken_by(&table.name, schema.clone());
+        if let Some(view) = views.await?.iter().find(|view| view.is_materialized) {
+            return Err(Error::new(
+                ErrorKind::Dependents,
+                format!(
+                    "column '{column}' of table '{}' can't become {data_type}: {view} reads it",
+                    table.name
+                ),
+            )
+            .with_hint("drop the view, change the type, and make the view again"));
+        }
         for name in table.definitions.dependents(column) {
             let text = table
                 .definitions

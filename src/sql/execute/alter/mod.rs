@@ -249,6 +249,14 @@ fn check_view_action(table: &Table, action: &AlterAction) -> Result<()> {
     };
     match is_of_computed {
         true => Ok(()),
+        false if matches!(action, AlterAction::RenameTable { .. }) => table
+            .check_not_materialized("ALTER TABLE")
+            .map_err(|error| {
+                error.with_hint(format!(
+                    "ALTER MATERIALIZED VIEW {} RENAME TO …",
+                    table.name
+                ))
+            }),
         false => table.check_not_materialized("ALTER TABLE"),
     }
 }

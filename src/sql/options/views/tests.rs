@@ -11,8 +11,7 @@ fn given(text: &str) -> Vec<StatementOption> {
 
 /// The options as they stand in WITH (…).
 fn written(options: &ViewOptions) -> String {
-    let options: Vec<String> = options.given().iter().map(ToString::to_string).collect();
-    format!("({})", options.join(", "))
+    format!("({options})")
 }
 
 #[test]

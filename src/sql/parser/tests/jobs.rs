@@ -15,6 +15,15 @@ fn object(column: Option<&str>) -> Option<JobObject> {
     Some(JobObject {
         table: TableReference::bare("t"),
         column: column.map(str::to_string),
+        is_view: false,
+    })
+}
+
+fn view() -> Option<JobObject> {
+    Some(JobObject {
+        table: TableReference::bare("t"),
+        column: None,
+        is_view: true,
     })
 }
 
@@ -29,6 +38,11 @@ fn listings_may_name_a_table_or_a_column() {
         (
             "SHOW JOBS FOR COLUMN \"C\" ON TABLE t",
             jobs(object(Some("C")), None),
+        ),
+        ("SHOW JOBS FOR VIEW t", jobs(view(), None)),
+        (
+            "SHOW JOBS FOR MATERIALIZED VIEW t LIMIT 1",
+            jobs(view(), Some(1)),
         ),
     ] {
         assert_eq!(job(text), expected, "{text}");
