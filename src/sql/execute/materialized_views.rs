@@ -277,8 +277,10 @@ impl Executor {
             Ok((_, definition)) => Some(definition),
             Err(_) => self.database.materialized_view(name).await?,
         };
-        if self.database.root().has_table(name).await? {
-            self.database.root().remove_table(name).await?;
+        // What is damaged has a folder at least.
+        let root = self.database.root();
+        if root.table_names().await?.iter().any(|table| table == name) {
+            root.remove_table(name).await?;
         }
         self.database.forget_materialized_view(name).await?;
         self.forget_work(name).await?;
