@@ -14,6 +14,7 @@ mod opening;
 mod property;
 mod pylance;
 mod s3;
+mod tpch;
 mod views;
 
 use std::env;
@@ -42,6 +43,7 @@ fn trials() -> Vec<Trial> {
         property::trials(),
         pylance::trials(),
         s3::trials(),
+        tpch::trials(),
         views::trials(),
     ]
     .into_iter()
