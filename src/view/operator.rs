@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use datafusion::common::{Column, DFSchemaRef};
 use datafusion::datasource::MemTable;
 use datafusion::execution::{SendableRecordBatchStream, SessionState};
-use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, lit};
+use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, cast, lit};
 use datafusion::physical_plan::execute_stream;
 use tokio::sync::{Mutex, OnceCell};
 
@@ -180,10 +180,11 @@ impl Pass {
         let stored = self.stored.clone();
         let stored = stored.ok_or_else(|| Error::internal("a view has no stored rows"))?;
         let qualifier = stored.schema().qualified_field(0).0.cloned();
-        let columns = hidden_names(keys)
-            .into_iter()
-            .zip(keys)
-            .map(|(name, key)| Expr::Column(Column::new(qualifier.clone(), name)).alias(&key.name));
+        let columns = hidden_names(keys).into_iter().zip(keys).map(|(name, key)| {
+            // Text may be stored in another way than plans hold it.
+            let stored = Expr::Column(Column::new(qualifier.clone(), name));
+            cast(stored, key.data_type.clone()).alias(&key.name)
+        });
         Ok(project(stored, columns.collect())?)
     }
 

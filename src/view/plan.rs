@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::config::ConfigOptions;
+use datafusion::datasource::cte_worktable::CteWorkTable;
 use datafusion::datasource::source_as_provider;
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
@@ -73,8 +74,10 @@ pub(super) fn check_sources(plan: &LogicalPlan) -> Result<()> {
             let provider = source_as_provider(&scan.source)?;
             let is_listed =
                 scan.table_name.schema().is_some() || scan.table_name.catalog().is_some();
-            if provider.downcast_ref::<LanceTable>().is_none() && (is_listed || !is_function(scan))
-            {
+            // Rows of the query itself: of the recursion that it stands in, or of a table function.
+            let is_own = provider.downcast_ref::<CteWorkTable>().is_some()
+                || (!is_listed && is_function(scan));
+            if provider.downcast_ref::<LanceTable>().is_none() && !is_own {
                 refused = Some(scan.table_name.to_string());
                 return Ok(TreeNodeRecursion::Stop);
             }
