@@ -65,7 +65,7 @@ fn run(arguments: &[String]) -> Result<()> {
 
 fn usage() -> String {
     format!(
-        "Usage: cargo bench -- [NAME …] [--rows N] [--runs N]\n\nNames: {}",
+        "Usage: cargo bench -- [NAME …] [--rows N] [--scale S] [--runs N]\n\nNames: {}",
         suite::names().join(", ")
     )
 }

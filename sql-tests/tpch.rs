@@ -5,6 +5,7 @@
 //! `HEADWATER_SEED` chooses other changes than those that are made by default, `HEADWATER_STEPS` up to three rounds of
 //! them; a failure prints the seed.
 
+mod rows;
 #[path = "../examples/tpch/tables.rs"]
 mod tables;
 mod workload;
@@ -16,12 +17,11 @@ use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
 use datafusion::arrow::array::{Array, AsArray, RecordBatch};
-use datafusion::arrow::datatypes::{DataType, Float64Type};
-use datafusion::arrow::util::display::{ArrayFormatter, FormatOptions};
 use headwater::session::Headwater;
 use libtest_mimic::{Failed, Trial};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
+use rows::{Rows, is_same, only_in, rows};
 use tables::{PARTS, TABLES, generated};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -169,10 +169,12 @@ impl Shop {
             }
             self.check(round).await?;
         }
-        // Else nothing was tried.
+        // Else nothing was tried. Other changes may miss what a query selects.
         match self.views.iter().find(|view| !view.has_changed) {
-            Some(view) => Err(format!("{}: no change changed it", view.name).into()),
-            None => Ok(()),
+            Some(view) if seed == DEFAULT_SEED => {
+                Err(format!("{}: no change changed it", view.name).into())
+            }
+            _ => Ok(()),
         }
     }
 
@@ -209,59 +211,6 @@ impl Shop {
         }
         Ok(())
     }
-}
-
-/// A multiset of rows: by all values that must be equal, the values that may be off a little.
-type Rows = BTreeMap<Vec<String>, Vec<Vec<f64>>>;
-
-fn rows(batches: &[RecordBatch]) -> Outcome<Rows> {
-    let options = FormatOptions::default();
-    let mut rows = Rows::new();
-    for batch in batches {
-        for row in 0..batch.num_rows() {
-            let (mut exact, mut floats) = (Vec::new(), Vec::new());
-            for column in batch.columns() {
-                if column.is_null(row) {
-                    exact.push("NULL".to_string());
-                } else if column.data_type() == &DataType::Float64 {
-                    floats.push(column.as_primitive::<Float64Type>().value(row));
-                } else {
-                    let column = ArrayFormatter::try_new(column.as_ref(), &options)?;
-                    exact.push(column.value(row).to_string());
-                }
-            }
-            rows.entry(exact).or_default().push(floats);
-        }
-    }
-    for floats in rows.values_mut() {
-        floats.sort_by(|a, b| a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal));
-    }
-    Ok(rows)
-}
-
-fn is_same(left: &Rows, right: &Rows) -> bool {
-    let is_near = |(a, b): (&f64, &f64)| (a - b).abs() <= 1e-9 * a.abs().max(b.abs()).max(1.0);
-    left.len() == right.len()
-        && left
-            .iter()
-            .zip(right)
-            .all(|((left, of_left), (right, of_right))| {
-                left == right
-                    && of_left.len() == of_right.len()
-                    && of_left
-                        .iter()
-                        .zip(of_right)
-                        .all(|(a, b)| a.len() == b.len() && a.iter().zip(b).all(is_near))
-            })
-}
-
-/// The first of the rows that are not in `others`, a line each.
-fn only_in(rows: &Rows, others: &Rows) -> String {
-    let differing = rows
-        .iter()
-        .filter(|(key, floats)| others.get(*key) != Some(*floats));
-    let lines = differing.take(20).map(|row| format!("    {row:?}"));
-    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// The first value of a column of text.

@@ -9,6 +9,8 @@ pub struct Settings {
     pub names: Vec<String>,
     /// Rows of a table; `None` for each benchmark's own default.
     pub rows: Option<u64>,
+    /// Scale of TPC-H's tables; `None` for 1.
+    pub scale: Option<f64>,
     /// How often each thing is measured; the best counts.
     pub runs: usize,
 }
@@ -23,6 +25,7 @@ impl Settings {
         let mut settings = Self {
             names: Vec::new(),
             rows: None,
+            scale: None,
             runs: 5,
         };
         // `cargo bench` says so; `cargo test --benches` does not, and should measure nothing.
@@ -33,6 +36,7 @@ impl Settings {
                 "--bench" => is_bench = true,
                 "--help" | "-h" => return Ok(None),
                 "--rows" => settings.rows = Some(number("--rows", arguments.next())?),
+                "--scale" => settings.scale = Some(scale(arguments.next())?),
                 "--runs" => settings.runs = number("--runs", arguments.next())? as usize,
                 name if known.contains(&name) => settings.names.push(name.to_string()),
                 other => {
@@ -64,5 +68,13 @@ fn number(option: &str, value: Option<&String>) -> Result<u64> {
     match digits.parse::<u64>().ok().and_then(|n| n.checked_mul(unit)) {
         Some(number) if number > 0 => Ok(number),
         _ => Err(format!("{option} takes a number such as 100000 or 10M, not '{text}'").into()),
+    }
+}
+
+fn scale(value: Option<&String>) -> Result<f64> {
+    match value.and_then(|text| text.parse::<f64>().ok()) {
+        // Below, a part of the orders would be empty.
+        Some(scale) if (0.001..=1000.0).contains(&scale) => Ok(scale),
+        _ => Err("--scale takes a number from 0.001 to 1000".into()),
     }
 }

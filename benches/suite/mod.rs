@@ -7,6 +7,7 @@ mod metadata;
 mod pylance;
 mod query;
 mod refresh;
+mod views;
 
 use crate::kit::{Report, Result, Settings};
 
@@ -14,7 +15,7 @@ use crate::kit::{Report, Result, Settings};
 pub fn names() -> Vec<&'static str> {
     vec![
         "refresh", "pylance", "memory", "append", "nothing", "describe", "start", "query",
-        "ledger", "jobs", "at_once",
+        "ledger", "jobs", "at_once", "views",
     ]
 }
 
@@ -32,6 +33,7 @@ pub async fn run(name: &str, settings: &Settings) -> Result<Report> {
         "ledger" => jobs::ledger(settings).await,
         "jobs" => jobs::show(settings).await,
         "at_once" => jobs::at_once(settings).await,
+        "views" => views::run(settings).await,
         other => Err(format!("there is no benchmark '{other}'").into()),
     }
 }

@@ -58,7 +58,8 @@ const CHANGES: &[&str] = &[
     "UPDATE customer SET c_nationkey = (c_nationkey + 1) % 25, c_phone = '13' || substring(c_phone FROM 3) \
      WHERE c_custkey % 200 = {r}",
     // To Canada and Saudi Arabia, of which there are few, and from there to Germany and France.
-    "UPDATE supplier SET s_nationkey = CASE s_nationkey WHEN 3 THEN 7 WHEN 20 THEN 6 ELSE 3 + 17 * (s_suppkey % 2) END, \
+    "UPDATE supplier SET \
+     s_nationkey = CASE s_nationkey WHEN 3 THEN 7 WHEN 20 THEN 6 ELSE 3 + 17 * (s_suppkey % 2) END, \
      s_acctbal = s_acctbal - 1 WHERE s_suppkey % 25 = {r} % 25",
     "UPDATE supplier SET s_comment = 'Customer had many Complaints' WHERE s_suppkey % 50 = {r} % 50",
     "DELETE FROM lineitem WHERE l_orderkey % 200 = {r}",
