@@ -71,6 +71,10 @@ impl Operator for Group {
         "group"
     }
 
+    fn is_costly(&self) -> bool {
+        true
+    }
+
     fn inputs(&self) -> Vec<&Node> {
         vec![&self.input]
     }

@@ -68,6 +68,10 @@ impl Operator for InnerJoin {
         "join"
     }
 
+    fn is_costly(&self) -> bool {
+        true
+    }
+
     fn inputs(&self) -> Vec<&Node> {
         vec![&self.left, &self.right]
     }

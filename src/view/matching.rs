@@ -135,6 +135,10 @@ impl Operator for MatchingJoin {
         "matching join"
     }
 
+    fn is_costly(&self) -> bool {
+        true
+    }
+
     fn inputs(&self) -> Vec<&Node> {
         vec![&self.left, &self.right]
     }

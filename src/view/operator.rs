@@ -5,11 +5,13 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use datafusion::arrow::array::RecordBatch;
 use datafusion::common::{Column, DFSchemaRef};
-use datafusion::datasource::MemTable;
+use datafusion::datasource::{MemTable, provider_as_source};
 use datafusion::execution::{SendableRecordBatchStream, SessionState};
 use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, cast, lit};
 use datafusion::physical_plan::execute_stream;
+use futures::StreamExt;
 use tokio::sync::{Mutex, OnceCell};
 
 use super::keys::KeySet;
@@ -29,6 +31,11 @@ pub(super) trait Operator: Debug + Send + Sync {
     /// One of its relations, with the columns of its node and the key behind them, in this order; `None` if there can't
     /// be a row in it.
     async fn relation(&self, node: &Node, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>>;
+
+    /// Whether computing its relations costs more than keeping them.
+    fn is_costly(&self) -> bool {
+        false
+    }
 
     /// Its input and the columns that it computes, if it is a projection.
     fn projection(&self) -> Option<(&Node, &[Expr])> {
@@ -83,8 +90,17 @@ impl Node {
         }
     }
 
-    /// One of its relations.
+    /// One of its relations. What it removes and adds is computed once, and kept as long as it is small.
     pub(super) async fn relation(&self, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>> {
+        let is_asked_again = matches!(side, Side::Removed | Side::Added);
+        if is_asked_again && self.operator.is_costly() {
+            return pass.kept_relation(self, side).await;
+        }
+        self.stream(pass, side).await
+    }
+
+    /// As [`relation`](Self::relation), for one that is asked for once only.
+    pub(super) async fn stream(&self, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>> {
         self.operator.relation(self, pass, side).await
     }
 
@@ -141,9 +157,25 @@ pub(super) struct Pass {
     touched: Mutex<HashMap<usize, Arc<OnceCell<Arc<KeySet>>>>>,
     /// What changes add to groups, by node.
     deltas: Mutex<HashMap<usize, Arc<OnceCell<Arc<GroupDelta>>>>>,
+    /// What nodes remove and add, by node.
+    kept: Mutex<HashMap<(usize, Side), Arc<OnceCell<Kept>>>>,
     /// The rows of the view, with all its columns.
     stored: Option<LogicalPlan>,
 }
+
+/// A relation that was computed.
+#[derive(Debug, Clone)]
+enum Kept {
+    /// It has no row.
+    Empty,
+    /// Its rows.
+    Rows(Arc<MemTable>),
+    /// It is too large to be kept.
+    TooLarge,
+}
+
+/// Bytes of a relation that is kept.
+const MOST_KEPT: usize = 64 << 20;
 
 /// What changes of its input add to the groups of a node and take away.
 #[derive(Debug)]
@@ -166,7 +198,62 @@ impl Pass {
             sources,
             touched: Mutex::default(),
             deltas: Mutex::default(),
+            kept: Mutex::default(),
             stored,
+        }
+    }
+
+    /// A relation of a node that is computed when it is first asked for.
+    async fn kept_relation(&self, node: &Node, side: Side) -> Result<Option<LogicalPlan>> {
+        let cell = Arc::clone(self.kept.lock().await.entry((node.id, side)).or_default());
+        let kept = cell.get_or_try_init(|| self.keep(node, side)).await?;
+        let table = match kept {
+            Kept::Empty => return Ok(None),
+            Kept::TooLarge => return node.stream(self, side).await,
+            Kept::Rows(table) => Arc::clone(table),
+        };
+        let name = format!("__kept_{}", node.id);
+        let rows = LogicalPlanBuilder::scan(name.as_str(), provider_as_source(table), None)?;
+        let rows = rows.build()?;
+        let mut columns = rows.schema().columns().into_iter().map(Expr::Column);
+        let shown = node.schema.iter().zip(columns.by_ref());
+        let mut all: Vec<Expr> = shown
+            .map(|((qualifier, field), column)| {
+                column.alias_qualified(qualifier.cloned(), field.name())
+            })
+            .collect();
+        let keys = node.keys.iter().zip(columns);
+        all.extend(keys.map(|(key, column)| column.alias(&key.name)));
+        Ok(Some(project(rows, all)?))
+    }
+
+    async fn keep(&self, node: &Node, side: Side) -> Result<Kept> {
+        let Some(plan) = node.stream(self, side).await? else {
+            return Ok(Kept::Empty);
+        };
+        // Names without qualifiers, each once.
+        let columns = plan.schema().columns().into_iter().enumerate();
+        let columns = columns
+            .map(|(place, column)| Expr::Column(column).alias(format!("__column_{place}")))
+            .collect();
+        let mut rows = self.execute(&project(plan, columns)?).await?;
+        let (mut batches, mut bytes) = (Vec::new(), 0);
+        while let Some(batch) = rows.next().await {
+            let batch = batch?;
+            bytes += batch.get_array_memory_size();
+            if bytes > MOST_KEPT {
+                return Ok(Kept::TooLarge);
+            }
+            if batch.num_rows() > 0 {
+                batches.push(batch);
+            }
+        }
+        match batches.first().map(RecordBatch::schema) {
+            Some(schema) => Ok(Kept::Rows(Arc::new(MemTable::try_new(
+                schema,
+                vec![batches],
+            )?))),
+            None => Ok(Kept::Empty),
         }
     }
 

@@ -66,7 +66,7 @@ pub(super) async fn added(
     names: &[String],
 ) -> Result<Option<LogicalPlan>> {
     let Some((input, values)) = root.projection().filter(|_| root.is_by_row()) else {
-        return root.relation(pass, Side::Added).await;
+        return root.stream(pass, Side::Added).await;
     };
     let mut kept: BTreeMap<usize, Expr> = BTreeMap::new();
     for (place, value) in values.iter().enumerate() {
@@ -77,7 +77,7 @@ pub(super) async fn added(
         }
     }
     if kept.is_empty() {
-        return root.relation(pass, Side::Added).await;
+        return root.stream(pass, Side::Added).await;
     }
     let Some(rows) = input.relation(pass, Side::Added).await? else {
         return Ok(None);

@@ -385,7 +385,7 @@ async fn changed_rows(
     let pass = Pass::new(session, versions, Some(stored));
     let mut stored = StoredRows::new(layout.clone())?;
     let added = match (&query.root, mode) {
-        (Some(root), "full") => root.relation(&pass, Side::New).await?,
+        (Some(root), "full") => root.stream(&pass, Side::New).await?,
         (Some(root), _) => match by_row_condition(&pass, view, root) {
             Some(condition) => {
                 let before = scan_stored(view, RowFilter::All)?
@@ -393,7 +393,7 @@ async fn changed_rows(
                     .build()?;
                 paid::added(&pass, root, before, &query.names).await?
             }
-            None => root.relation(&pass, Side::Added).await?,
+            None => root.stream(&pass, Side::Added).await?,
         },
         (None, _) => Some(query.plan.clone()),
     };

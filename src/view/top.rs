@@ -29,6 +29,10 @@ impl Operator for Top {
         "top"
     }
 
+    fn is_costly(&self) -> bool {
+        true
+    }
+
     fn inputs(&self) -> Vec<&Node> {
         vec![&self.input]
     }

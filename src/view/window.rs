@@ -33,6 +33,10 @@ impl Operator for Windows {
         "window"
     }
 
+    fn is_costly(&self) -> bool {
+        true
+    }
+
     fn inputs(&self) -> Vec<&Node> {
         vec![&self.input]
     }

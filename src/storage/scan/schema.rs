@@ -18,7 +18,8 @@ const LANCE_JSON: &str = "lance.json";
 const ARROW_JSON: &str = "arrow.json";
 const BLOB_V2: &str = "lance.blob.v2";
 
-/// The schema of all columns of `dataset`, as a scan yields them.
+/// The schema of all columns of `dataset`, as a scan yields them. The metadata of the table's schema stays behind:
+/// it speaks of the table, and DataFusion takes plans for wrong whose schemas differ in it.
 pub fn table_schema(dataset: &Arc<Dataset>, blobs: Blobs) -> Schema {
     let stored = dataset
         .full_projection()
@@ -33,7 +34,7 @@ pub fn table_schema(dataset: &Arc<Dataset>, blobs: Blobs) -> Schema {
             _ => shown(field),
         })
         .collect::<Fields>();
-    Schema::new_with_metadata(fields, schema.metadata)
+    Schema::new(fields)
 }
 
 /// The id and the stored form of the column `name`, if it holds blobs.
