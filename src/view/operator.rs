@@ -146,6 +146,9 @@ impl Node {
     }
 }
 
+/// What is found out once, by what it is of.
+type Memo<K, V> = Mutex<HashMap<K, Arc<OnceCell<V>>>>;
+
 /// One pass of maintenance: which versions it goes from and to, and what was found out on the way.
 #[derive(Debug)]
 pub(super) struct Pass {
@@ -154,11 +157,11 @@ pub(super) struct Pass {
     /// The versions of each source, in the order of the query.
     pub(super) sources: Vec<SourceVersions>,
     /// The keys that changes touch, by node: found once, used by several relations.
-    touched: Mutex<HashMap<usize, Arc<OnceCell<Arc<KeySet>>>>>,
+    touched: Memo<usize, Arc<KeySet>>,
     /// What changes add to groups, by node.
-    deltas: Mutex<HashMap<usize, Arc<OnceCell<Arc<GroupDelta>>>>>,
+    deltas: Memo<usize, Arc<GroupDelta>>,
     /// What nodes remove and add, by node.
-    kept: Mutex<HashMap<(usize, Side), Arc<OnceCell<Kept>>>>,
+    kept: Memo<(usize, Side), Kept>,
     /// The rows of the view, with all its columns.
     stored: Option<LogicalPlan>,
 }
