@@ -23,7 +23,7 @@ use crate::database::Table;
 use crate::job::counters::Count;
 use crate::job::driver::{Driver, Ending, JobRequest, end_interrupted, stop_error};
 use crate::job::environment::Environment;
-use crate::job::jobs::Attached;
+use crate::job::jobs::Begun;
 use crate::job::ledger::Ledger;
 use crate::job::signal::Stop;
 use crate::storage::fragments::all_live_ids;
@@ -44,27 +44,8 @@ pub struct Refreshed {
     pub notices: Vec<String>,
 }
 
-/// A refresh that has begun.
-#[derive(Debug)]
-pub enum Begun {
-    /// There is nothing to do.
-    Nothing(Refreshed),
-    /// A job does it.
-    Job(Attached<Refreshed>),
-}
-
-impl Begun {
-    /// Waits for its end.
-    pub async fn wait(self) -> Result<Refreshed> {
-        match self {
-            Self::Nothing(refreshed) => Ok(refreshed),
-            Self::Job(job) => job.wait().await,
-        }
-    }
-}
-
 /// Begins a refresh. If there is nothing to do, nothing is written, not even a job.
-pub async fn begin(environment: &Environment, request: &Refresh) -> Result<Begun> {
+pub async fn begin(environment: &Environment, request: &Refresh) -> Result<Begun<Refreshed>> {
     let Environment {
         database, state, ..
     } = environment;

@@ -91,6 +91,25 @@ impl<T> Drop for Attached<T> {
     }
 }
 
+/// Work that has begun, if there was any.
+#[derive(Debug)]
+pub enum Begun<T> {
+    /// There is nothing to do.
+    Nothing(T),
+    /// A job does it.
+    Job(Attached<T>),
+}
+
+impl<T> Begun<T> {
+    /// Waits for its end.
+    pub async fn wait(self) -> Result<T> {
+        match self {
+            Self::Nothing(result) => Ok(result),
+            Self::Job(job) => job.wait().await,
+        }
+    }
+}
+
 impl Jobs {
     /// The jobs that are written down in `ledger`; none runs yet.
     pub fn new(ledger: Ledger) -> Self {

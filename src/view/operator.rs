@@ -163,7 +163,7 @@ pub(super) struct Pass {
     /// What nodes remove and add, by node.
     kept: Memo<(usize, Side), Kept>,
     /// The rows of the view, with all its columns.
-    stored: Option<LogicalPlan>,
+    stored: LogicalPlan,
 }
 
 /// A relation that was computed.
@@ -194,7 +194,7 @@ impl Pass {
     pub(super) fn new(
         state: SessionState,
         sources: Vec<SourceVersions>,
-        stored: Option<LogicalPlan>,
+        stored: LogicalPlan,
     ) -> Self {
         Self {
             state,
@@ -268,7 +268,6 @@ impl Pass {
     /// The stored rows of the view: the columns `keys` of its last operator, by their names in plans.
     pub(super) fn stored_groups(&self, keys: &[KeyColumn]) -> Result<LogicalPlan> {
         let stored = self.stored.clone();
-        let stored = stored.ok_or_else(|| Error::internal("a view has no stored rows"))?;
         let qualifier = stored.schema().qualified_field(0).0.cloned();
         let columns = hidden_names(keys).into_iter().zip(keys).map(|(name, key)| {
             // Text may be stored in another way than plans hold it.

@@ -24,7 +24,7 @@ use crate::database::{Database, LanceTable, Table};
 use crate::job::counters::{Count, Phase};
 use crate::job::driver::{Driver, Ending, JobRequest, end_interrupted, stop_error};
 use crate::job::environment::Environment;
-use crate::job::jobs::Attached;
+use crate::job::jobs::Begun;
 use crate::job::signal::Stop;
 use crate::storage::change::{commit_change, discard_change, write_change};
 use crate::storage::properties::JOB;
@@ -90,25 +90,6 @@ pub struct ViewReport {
     pub notices: Vec<String>,
 }
 
-/// A refresh that has begun.
-#[derive(Debug)]
-pub enum Begun {
-    /// There is nothing to do.
-    Nothing(ViewReport),
-    /// A job does it.
-    Job(Attached<ViewReport>),
-}
-
-impl Begun {
-    /// Waits for its end.
-    pub async fn wait(self) -> Result<ViewReport> {
-        match self {
-            Self::Nothing(report) => Ok(report),
-            Self::Job(job) => job.wait().await,
-        }
-    }
-}
-
 /// Opens a view, and reads its definition.
 ///
 /// # Errors
@@ -130,7 +111,7 @@ pub async fn open_view(database: &Database, name: &str) -> Result<(Table, ViewDe
 }
 
 /// Begins a refresh. If there is nothing to do, nothing is written, not even a job.
-pub async fn begin(environment: &Environment, request: &ViewRefresh) -> Result<Begun> {
+pub async fn begin(environment: &Environment, request: &ViewRefresh) -> Result<Begun<ViewReport>> {
     let Environment {
         database, state, ..
     } = environment;
@@ -382,7 +363,7 @@ async fn changed_rows(
         keys: keys.collect(),
     };
     let stored = scan_stored(view, RowFilter::All)?.build()?;
-    let pass = Pass::new(session, versions, Some(stored));
+    let pass = Pass::new(session, versions, stored);
     let mut stored = StoredRows::new(layout.clone())?;
     let added = match (&query.root, mode) {
         (Some(root), "full") => root.stream(&pass, Side::New).await?,

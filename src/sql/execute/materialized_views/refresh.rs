@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use datafusion::prelude::DataFrame;
 
+use crate::job::jobs::Begun;
 use crate::sql::execute::Executor;
 use crate::sql::execute::report::Rows;
 use crate::sql::options::views::RefreshViewOptions;
@@ -12,7 +13,7 @@ use crate::sql::statement::{RefreshView, ViewRefreshMode};
 use crate::view::assess::Scope;
 use crate::view::cascade::{self, Ran, Step};
 use crate::view::explain::explain;
-use crate::view::refresh::{Begun, ViewRefresh, ViewReport, begin};
+use crate::view::refresh::{ViewRefresh, ViewReport, begin};
 use crate::{Error, Result};
 
 /// What is said of one object.
