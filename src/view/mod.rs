@@ -27,6 +27,7 @@ pub mod options;
 mod paid;
 mod pass;
 mod plan;
+mod progress;
 pub mod reason;
 pub mod refresh;
 mod relation;
