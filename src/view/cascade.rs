@@ -9,8 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
-use super::assess::{Query, Scope};
+use super::assess::Scope;
 use super::declare::tables_read;
+use super::query::Query;
 use super::refresh::{ViewRefresh, ViewReport, begin, open_view};
 use crate::column::refresh::{self as columns, Refresh, Settings};
 use crate::column::run;
@@ -126,7 +127,7 @@ fn visit<'a>(
                 continue;
             }
             let computed = found.computed.entry(name.clone()).or_default();
-            for source in query.sources.iter().filter(|source| source.table == name) {
+            for (source, _) in query.tables().filter(|(source, _)| source.table == name) {
                 let stored = &table.definitions.stored;
                 let read = source.columns.iter().filter(|c| stored.contains_key(*c));
                 computed.extend(read.cloned());
