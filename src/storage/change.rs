@@ -6,7 +6,7 @@
 //! have inserted one and the same key ([`sentinel`]), which Lance takes for a conflict. Who gets it
 //! prepares the change again from the newest version; nothing is ever rebased.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use datafusion::arrow::array::{
@@ -20,12 +20,13 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::{StreamExt, stream};
 use lance::Dataset;
 use lance::dataset::transaction::{Operation, UpdateMode};
-use lance::dataset::{InsertBuilder, WriteMode};
+use lance::dataset::{InsertBuilder, WriteMode, WriteParams};
 use lance_table::format::Fragment;
 use lance_table::format::key_existence::{FilterType, KeyExistenceFilter};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
-use super::blob::{is_blob, written_rows};
+use super::blob::{BlobReader, is_blob, written_rows};
 use super::commit::{Properties, commit};
 use super::write::{KeptError, TableLayout, keep_row_ids, mark_deleted, write_params};
 use super::{Root, RowSet, storage_error};
@@ -42,6 +43,8 @@ pub const DELETE: u8 = 2;
 
 /// The last columns of the rows of a change, behind those that are stored.
 const ROLES: [&str; 3] = ["_rowid", "_rowaddr", CHANGE];
+/// New rows that are written by one writer, before there are others.
+const ROWS_OF_ONE_WRITER: u64 = 1 << 18;
 /// The key that every change claims to insert; any number will do.
 const SENTINEL: u64 = 0x6865_6164_7761_7465;
 
@@ -88,8 +91,8 @@ impl Change {
 ///
 /// `rows` has the stored columns of the table in their order, hidden ones too; then `_rowid` and `_rowaddr`,
 /// which say which stored row is meant; then [`CHANGE`]. Blobs are bytes or descriptors. New rows and rows that
-/// replace others go to files of their own, in the order in which they come. An error of the stream comes
-/// back as it was, and leaves no file.
+/// replace others go to files of their own. Up to `writers` files of new rows are written at once; with one, rows are stored
+/// in the order in which they come. An error of the stream comes back as it was, and leaves no file.
 ///
 /// # Errors
 ///
@@ -100,6 +103,7 @@ pub async fn write_change(
     dataset: &Dataset,
     rows: SendableRecordBatchStream,
     layout: &TableLayout,
+    writers: usize,
 ) -> Result<Change> {
     if !dataset.manifest().uses_stable_row_ids() {
         return Err(Error::internal(format!(
@@ -109,25 +113,55 @@ pub async fn write_change(
     let mut sorter = Sorter::new(table, dataset, &rows.schema())?;
     let (stored, given) = (Arc::clone(&sorter.stored), Arc::clone(&sorter.given));
     let failure = KeptError::default();
-    let ((to_inserted, inserted), (to_replaced, replaced)) = (mpsc::channel(1), mpsc::channel(1));
-    let write = |rows| write_fragments(root, table, dataset, rows, &stored, layout);
-    let inserted = write(received(&given, inserted));
-    let replaced = write(received(&given, replaced));
-    let sort = sort_rows(&mut sorter, rows, to_inserted, to_replaced, &failure);
-    let ((), inserted, replaced) = tokio::join!(sort, inserted, replaced);
-    let (inserted, mut replaced) = match (failure.take(), inserted, replaced) {
-        (Ok(()), Ok(inserted), Ok(replaced)) => (inserted, replaced),
-        (outcome, inserted, replaced) => {
-            // One failed; what the other has written nobody will commit.
-            for written in [&inserted, &replaced].into_iter().flatten() {
-                remove_files(dataset, written).await;
-            }
-            outcome?;
-            inserted?;
-            replaced?;
-            return Err(Error::internal("writing a change failed without a reason"));
-        }
+    let channels = (0..writers.max(1)).map(|_| mpsc::channel(1));
+    let (to_inserted, inserted): (Vec<_>, Vec<_>) = channels.unzip();
+    let (to_replaced, replaced) = mpsc::channel(1);
+    let writers = Writers {
+        inserted: to_inserted,
+        replaced: to_replaced,
     };
+    let writer = FragmentWriter {
+        blobs: Arc::clone(root.blobs()),
+        table: table.to_string(),
+        dataset: Arc::new(dataset.clone()),
+        stored,
+        params: layout.apply(write_params(root, WriteMode::Append, Properties::new())),
+    };
+    // On tasks of their own, since encoding is work.
+    let mut writing = JoinSet::new();
+    for (place, rows) in inserted.into_iter().enumerate() {
+        let (writer, rows) = (writer.clone(), received(&given, rows));
+        writing.spawn(async move { (place, writer.write(rows).await) });
+    }
+    let inserted = async {
+        let mut written = BTreeMap::new();
+        while let Some(done) = writing.join_next().await {
+            let (place, fragments) = done.map_err(|error| {
+                Error::internal(format!("a task that writes rows failed: {error}"))
+            })?;
+            written.insert(place, fragments);
+        }
+        Ok::<_, Error>(written)
+    };
+    let replaced = writer.write(received(&given, replaced));
+    let sort = sort_rows(&mut sorter, rows, writers, &failure);
+    let ((), inserted, replaced) = tokio::join!(sort, inserted, replaced);
+    let failed = failure.take();
+    let mut written: Vec<Result<Vec<Fragment>>> = match inserted {
+        Ok(inserted) => inserted.into_values().collect(),
+        Err(error) => vec![Err(error)],
+    };
+    written.push(replaced);
+    if failed.is_err() || written.iter().any(Result::is_err) {
+        // One failed; what the others have written nobody will commit.
+        for written in written.iter().flatten() {
+            remove_files(dataset, written).await;
+        }
+    }
+    failed?;
+    let mut written: Vec<Vec<Fragment>> = written.into_iter().collect::<Result<_>>()?;
+    let mut replaced = written.pop().unwrap_or_default();
+    let inserted: Vec<Fragment> = written.into_iter().flatten().collect();
     keep_row_ids(&mut replaced, &sorter.ids)?;
     let rows_replaced = sorter.ids.len() as u64;
     let mut change = Change {
@@ -230,64 +264,92 @@ fn received(schema: &SchemaRef, rows: Receiver) -> SendableRecordBatchStream {
     Box::pin(RecordBatchStreamAdapter::new(Arc::clone(schema), rows))
 }
 
-/// Sends each row to the writer that it is for. If that fails, both writers get an error, so that they remove
-/// what they have written; the error itself is in `failure`, unless it is that of a writer.
+/// Where rows are sent to be written.
+struct Writers {
+    /// Those of new rows; there is at least one.
+    inserted: Vec<Sender>,
+    /// The one of rows that replace others.
+    replaced: Sender,
+}
+
+impl Writers {
+    /// Sends all of them an error, so that they remove what they have written.
+    async fn stop(&self, text: &str) {
+        for writer in &self.inserted {
+            stop_writer(writer, text).await;
+        }
+        stop_writer(&self.replaced, text).await;
+    }
+}
+
+async fn stop_writer(writer: &Sender, text: &str) {
+    // A writer that is gone has failed, and has nothing to be told.
+    let error = DataFusionError::Execution(text.to_string());
+    let _ = writer.send(Err(error)).await;
+}
+
+/// Sends each row to the writer that it is for. If that fails, all writers get an error; the error itself is in
+/// `failure`, unless it is that of a writer.
 async fn sort_rows(
     sorter: &mut Sorter,
     mut rows: SendableRecordBatchStream,
-    to_inserted: Sender,
-    to_replaced: Sender,
+    writers: Writers,
     failure: &KeptError,
 ) {
-    let stop = async |error: DataFusionError| {
-        let text = error.to_string();
-        for writer in [&to_inserted, &to_replaced] {
-            // A writer that is gone has failed, and has nothing to be told.
-            let _ = writer
-                .send(Err(DataFusionError::Execution(text.clone())))
-                .await;
-        }
-    };
+    let mut batches = 0;
     while let Some(batch) = rows.next().await {
-        let sorted = match batch.and_then(|batch| sorter.sort(&batch)) {
-            Ok(sorted) => sorted,
-            Err(error) => return stop(failure.put(error)).await,
+        // Few rows are not worth several files.
+        let place = match sorter.inserted < ROWS_OF_ONE_WRITER {
+            true => 0,
+            false => batches % writers.inserted.len(),
         };
-        for (writer, batch) in [&to_inserted, &to_replaced].into_iter().zip(sorted) {
-            if batch.num_rows() > 0 && writer.send(Ok(batch)).await.is_err() {
-                let error = DataFusionError::Execution("the other writer failed".to_string());
-                return stop(error).await;
+        batches += 1;
+        let [inserted, replaced] = match batch.and_then(|batch| sorter.sort(&batch)) {
+            Ok(sorted) => sorted,
+            Err(error) => {
+                let error = failure.put(error).to_string();
+                return writers.stop(&error).await;
             }
+        };
+        let is_gone = (inserted.num_rows() > 0
+            && writers.inserted[place].send(Ok(inserted)).await.is_err())
+            || (replaced.num_rows() > 0 && writers.replaced.send(Ok(replaced)).await.is_err());
+        if is_gone {
+            return writers.stop("another writer failed").await;
         }
     }
 }
 
-/// Writes `rows` to new fragments; `stored` are the columns as the table stores them.
-async fn write_fragments(
-    root: &Root,
-    table: &str,
-    dataset: &Dataset,
-    rows: SendableRecordBatchStream,
-    stored: &SchemaRef,
-    layout: &TableLayout,
-) -> Result<Vec<Fragment>> {
-    let rows = written_rows(Arc::clone(root.blobs()), rows, stored);
-    // The writer would begin a file for no rows.
-    let mut rows = rows.peekable();
-    let schema = rows.get_ref().schema();
-    if std::pin::Pin::new(&mut rows).peek().await.is_none() {
-        return Ok(Vec::new());
-    }
-    let rows: SendableRecordBatchStream = Box::pin(RecordBatchStreamAdapter::new(schema, rows));
-    let params = layout.apply(write_params(root, WriteMode::Append, Properties::new()));
-    let transaction = InsertBuilder::new(Arc::new(dataset.clone()))
-        .with_params(&params)
-        .execute_uncommitted_stream(rows)
-        .await
-        .map_err(|error| storage_error(table, error))?;
-    match transaction.operation {
-        Operation::Append { fragments } => Ok(fragments),
-        _ => Err(Error::internal("writing rows did not prepare an append")),
+/// Writes rows to new fragments.
+#[derive(Clone)]
+struct FragmentWriter {
+    blobs: Arc<BlobReader>,
+    table: String,
+    dataset: Arc<Dataset>,
+    /// The columns as the table stores them.
+    stored: SchemaRef,
+    params: WriteParams,
+}
+
+impl FragmentWriter {
+    async fn write(&self, rows: SendableRecordBatchStream) -> Result<Vec<Fragment>> {
+        let rows = written_rows(Arc::clone(&self.blobs), rows, &self.stored);
+        // The writer would begin a file for no rows.
+        let mut rows = rows.peekable();
+        let schema = rows.get_ref().schema();
+        if std::pin::Pin::new(&mut rows).peek().await.is_none() {
+            return Ok(Vec::new());
+        }
+        let rows: SendableRecordBatchStream = Box::pin(RecordBatchStreamAdapter::new(schema, rows));
+        let transaction = InsertBuilder::new(Arc::clone(&self.dataset))
+            .with_params(&self.params)
+            .execute_uncommitted_stream(rows)
+            .await
+            .map_err(|error| storage_error(&self.table, error))?;
+        match transaction.operation {
+            Operation::Append { fragments } => Ok(fragments),
+            _ => Err(Error::internal("writing rows did not prepare an append")),
+        }
     }
 }
 

@@ -136,20 +136,15 @@ impl StoredRows {
 
     /// What becomes of a batch of added rows, which has the first columns of the layout.
     fn compare(&mut self, batch: &RecordBatch) -> Result<RecordBatch> {
-        let digests = match self.rows.is_empty() {
-            true => None,
-            false => self.digests(batch)?,
-        };
+        if self.rows.is_empty() {
+            return self.inserted(batch);
+        }
+        let digests = self.digests(batch)?;
         let (mut takes, mut places) = (Vec::new(), Vec::new());
         let (mut ids, mut addresses, mut changes) = (Vec::new(), Vec::new(), Vec::new());
-        // Without a key no stored row is replaced.
-        let keys = match self.rows.is_empty() {
-            true => None,
-            false => Some(self.keys.encode(&self.key_of(batch))?),
-        };
+        let keys = self.keys.encode(&self.key_of(batch))?;
         for row in 0..batch.num_rows() {
-            let key = keys.as_ref().map(|keys| keys.row(row));
-            let stored = key.and_then(|key| self.rows.remove(key.as_ref()));
+            let stored = self.rows.remove(keys.row(row).as_ref());
             if let (Some(stored), Some(digests)) = (&stored, &digests)
                 && stored.digest == Some(digests[row])
             {
@@ -173,6 +168,19 @@ impl StoredRows {
             columns.push(take(column, &places, None)?);
         }
         self.finish(columns, ids, addresses, changes)
+    }
+
+    /// All rows of a batch as new ones.
+    fn inserted(&self, batch: &RecordBatch) -> Result<RecordBatch> {
+        let rows = batch.num_rows();
+        let mut columns = batch.columns()[..self.layout.width].to_vec();
+        let others = self.others.schema();
+        let others = others.fields().iter();
+        columns.extend(others.map(|field| new_null_array(field.data_type(), rows)));
+        columns.push(new_null_array(&DataType::UInt64, rows));
+        columns.push(new_null_array(&DataType::UInt64, rows));
+        columns.push(Arc::new(UInt8Array::from_value(INSERT, rows)));
+        Ok(RecordBatch::try_new(self.layout.changes(), columns)?)
     }
 
     /// The rows that were not among those added: they go.

@@ -51,6 +51,8 @@ pub(super) struct Classified {
 pub(super) struct StagePlan {
     /// The part.
     pub(super) plan: LogicalPlan,
+    /// What tells it from others.
+    pub(super) text: String,
     /// Its last operator.
     pub(super) root: Node,
     /// Its sources.
@@ -218,22 +220,7 @@ impl Classifier {
 
     /// Reads the rows of `plan` from a table of their own.
     fn stage(&mut self, plan: &LogicalPlan) -> Classification<Node> {
-        let mut inner = Self {
-            nodes: self.nodes,
-            keys: self.keys,
-            stages: std::mem::take(&mut self.stages),
-            is_at_top: true,
-            ..Self::default()
-        };
-        let root = inner.node(plan)?;
-        (self.nodes, self.keys) = (inner.nodes, inner.keys);
-        self.stages = inner.stages;
-        let (number, place) = (self.stages.len(), self.sources.len());
-        self.stages.push(StagePlan {
-            plan: plan.clone(),
-            root,
-            sources: inner.sources,
-        });
+        let (number, place) = (self.stage_of(plan)?, self.sources.len());
         let names = stage_columns(plan.schema());
         self.sources.push(Source {
             table: String::new(),
@@ -266,6 +253,31 @@ impl Classifier {
         let operator = ByRow { input, step };
         let schema = Arc::clone(plan.schema());
         Ok(Node::new(self.next_node(), schema, keys, operator))
+    }
+
+    /// The number of the stage that holds the rows of `plan`: parts that are the same are stored once.
+    fn stage_of(&mut self, plan: &LogicalPlan) -> Classification<usize> {
+        let text = plan.display_indent_schema().to_string();
+        if let Some(number) = self.stages.iter().position(|stage| stage.text == text) {
+            return Ok(number);
+        }
+        let mut inner = Self {
+            nodes: self.nodes,
+            keys: self.keys,
+            stages: std::mem::take(&mut self.stages),
+            is_at_top: true,
+            ..Self::default()
+        };
+        let root = inner.node(plan)?;
+        (self.nodes, self.keys) = (inner.nodes, inner.keys);
+        self.stages = inner.stages;
+        self.stages.push(StagePlan {
+            plan: plan.clone(),
+            text,
+            root,
+            sources: inner.sources,
+        });
+        Ok(self.stages.len() - 1)
     }
 
     fn scan(&mut self, scan: &TableScan) -> Classification<Node> {

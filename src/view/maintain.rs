@@ -127,6 +127,10 @@ impl Maintenance<'_> {
         } = self.environment;
         let (database, view, options) = (Arc::clone(database), table.clone(), options.clone());
         let session = self.session.clone();
+        let writers = match options.is_ordered() {
+            true => 1,
+            false => session.config().target_partitions(),
+        };
         let counters = self.driver.counters();
         let progress = Arc::new(Progress::new(&view.name));
         let shared = (Arc::clone(counters), Arc::clone(&progress));
@@ -140,7 +144,15 @@ impl Maintenance<'_> {
                 let rows = changed_rows(session, &view, &options, part, concurrently, &progress);
                 let rows = counted(rows.await?, counters);
                 let layout = options.layout();
-                write_change(database.root(), &view.name, &view.dataset, rows, &layout).await
+                write_change(
+                    database.root(),
+                    &view.name,
+                    &view.dataset,
+                    rows,
+                    &layout,
+                    writers,
+                )
+                .await
             },
             workers,
         );

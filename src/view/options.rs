@@ -147,6 +147,11 @@ impl ViewOptions {
         }
     }
 
+    /// Whether rows are stored in an order of their own.
+    pub(super) fn is_ordered(&self) -> bool {
+        self.order_by.is_some() || self.shuffle_seed.is_some()
+    }
+
     /// `plan` in the order that the options ask for; `keys` are its columns that tell rows apart.
     ///
     /// # Errors

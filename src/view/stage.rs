@@ -46,7 +46,7 @@ fn folder(view: &str) -> String {
 impl Stage {
     /// A stage of the view whose definition has the id `view`.
     pub(super) fn new(view: &str, stage: StagePlan) -> Self {
-        let digest = Sha256::digest(stage.plan.display_indent_schema().to_string());
+        let digest = Sha256::digest(&stage.text);
         let digest: String = format!("{digest:x}").chars().take(16).collect();
         let query = Query {
             names: stage_columns(stage.plan.schema()),

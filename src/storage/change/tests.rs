@@ -56,7 +56,7 @@ impl Table {
             max_rows_per_fragment: Some(5),
             max_bytes_per_file: None,
         };
-        write_change(&self.root, TABLE, &self.dataset, rows, &layout).await
+        write_change(&self.root, TABLE, &self.dataset, rows, &layout, 2).await
     }
 
     /// `changes` with the ids and addresses that the keys have now.
