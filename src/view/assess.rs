@@ -294,7 +294,7 @@ pub(super) async fn assess(
 }
 
 /// The digest of a definition together with the views that it reads, which may be replaced.
-async fn digest(database: &Database, definition: &ViewDefinition) -> Result<String> {
+pub(super) async fn digest(database: &Database, definition: &ViewDefinition) -> Result<String> {
     let mut hash = Sha256::new();
     hash.update(definition.digest().as_bytes());
     let mut seen: BTreeSet<String> = BTreeSet::new();
