@@ -9,6 +9,10 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Figures {
+    /// Rows of its sources that the refresh of a view reads, as far as they are known.
+    pub source_rows: u64,
+    /// Rows of these that it has read.
+    pub source_rows_read: u64,
     /// Rows to compute, of all columns together, as far as they are planned.
     pub rows_planned: u64,
     /// Rows that were computed.
@@ -65,6 +69,10 @@ pub enum Phase {
 /// Counts of rows, fragments and the like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Count {
+    /// [`Figures::source_rows`].
+    SourceRows,
+    /// [`Figures::source_rows_read`].
+    SourceRowsRead,
     /// [`Figures::rows_planned`].
     RowsPlanned,
     /// [`Figures::rows_computed`].
@@ -138,6 +146,8 @@ impl Counters {
             (Duration::from_nanos(nanoseconds).as_secs_f64() * 1e3).round() / 1e3
         };
         Figures {
+            source_rows: self.get(Count::SourceRows),
+            source_rows_read: self.get(Count::SourceRowsRead),
             rows_planned: self.get(Count::RowsPlanned),
             rows_computed: self.get(Count::RowsComputed),
             rows_reused: self.get(Count::RowsReused),

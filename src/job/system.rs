@@ -92,6 +92,8 @@ pub fn job_rows(jobs: &[JobSummary], now: i64) -> Result<RecordBatch> {
         text("state", jobs.iter().map(|j| j.state.name())),
         text("mode", jobs.iter().map(|j| j.record.mode.clone())),
         text("reason", jobs.iter().map(|j| j.record.reason.clone())),
+        number("source_rows", count(|j| j.figures.source_rows)),
+        number("source_rows_read", count(|j| j.figures.source_rows_read)),
         number("rows_planned", count(|j| j.figures.rows_planned)),
         number("rows_computed", count(|j| j.figures.rows_computed)),
         number("rows_reused", count(|j| j.figures.rows_reused)),

@@ -99,7 +99,7 @@ impl State {
             bar.enable_steady_tick(TICK);
             bar
         });
-        let planned = job.map_or(0, |job| job.figures.rows_planned);
+        let planned = job.map_or(0, planned);
         let template = if planned > 0 { BAR } else { SPINNER };
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
@@ -110,6 +110,7 @@ impl State {
                 bar.set_position(done(job).min(planned));
                 bar.set_message(describe(job));
             }
+            Some(job) if job.figures.rows_computed > 0 => bar.set_message(describe(job)),
             _ => bar.set_message("running"),
         }
     }
@@ -119,7 +120,7 @@ impl State {
             return;
         }
         self.last_line = Instant::now();
-        let percent = match job.figures.rows_planned {
+        let percent = match planned(job) {
             0 => 0,
             planned => (done(job).min(planned) * 100) / planned,
         };
@@ -132,14 +133,43 @@ impl State {
     }
 }
 
+/// Rows that it has to do: those of its columns, or those of the sources that a view reads.
+fn planned(job: &RunningJob) -> u64 {
+    match is_of_view(job) {
+        true => job.figures.source_rows,
+        false => job.figures.rows_planned,
+    }
+}
+
 fn done(job: &RunningJob) -> u64 {
-    job.figures.rows_computed + job.figures.rows_reused
+    match is_of_view(job) {
+        true => job.figures.source_rows_read,
+        false => job.figures.rows_computed + job.figures.rows_reused,
+    }
+}
+
+/// Only columns are planned by rows.
+fn is_of_view(job: &RunningJob) -> bool {
+    job.figures.rows_planned == 0
 }
 
 /// Rows, rows a second, fragments, and how long it will take from here.
 fn describe(job: &RunningJob) -> String {
     let figures = &job.figures;
     let seconds = job.elapsed.as_secs_f64().max(1e-3);
+    if is_of_view(job) {
+        let written = figures.rows_computed + figures.rows_reused;
+        if planned(job) + written == 0 {
+            return "running".to_string();
+        }
+        return format!(
+            "{} of {} source rows read, {} rows written, {} rows/s",
+            HumanCount(done(job)),
+            HumanCount(planned(job)),
+            HumanCount(written),
+            HumanCount((written as f64 / seconds) as u64),
+        );
+    }
     let rate = figures.rows_computed as f64 / seconds;
     let left = figures.rows_planned.saturating_sub(done(job));
     let mut text = format!(
@@ -210,6 +240,27 @@ mod tests {
         assert_eq!(
             bar.message(),
             "2,600 of 10,000 rows, 200 rows/s, 1 of 4 fragments, 37 seconds left"
+        );
+    }
+
+    #[test]
+    fn a_view_is_as_far_as_its_sources_are_read() {
+        let mut job = job();
+        job.figures = Figures {
+            source_rows: 4_000,
+            source_rows_read: 1_000,
+            rows_computed: 50,
+            rows_reused: 50,
+            ..Figures::default()
+        };
+        let progress = drawn();
+        progress.update(Some(&job));
+        let state = progress.lock().unwrap();
+        let bar = state.bar.as_ref().unwrap();
+        assert_eq!((bar.position(), bar.length()), (1_000, Some(4_000)));
+        assert_eq!(
+            bar.message(),
+            "1,000 of 4,000 source rows read, 100 rows written, 10 rows/s"
         );
     }
 

@@ -105,6 +105,8 @@ struct Classifier {
     sources: Vec<Source>,
     /// Whether there are only projections above.
     is_at_top: bool,
+    /// Whether there is an operator above that reads what changed more than once.
+    is_reread: bool,
 }
 
 impl Classifier {
@@ -124,6 +126,20 @@ impl Classifier {
     }
 
     fn node(&mut self, plan: &LogicalPlan) -> Classification<Node> {
+        let is_reread = self.is_reread;
+        self.is_reread |= matches!(
+            plan,
+            LogicalPlan::Join(_)
+                | LogicalPlan::Aggregate(_)
+                | LogicalPlan::Window(_)
+                | LogicalPlan::Limit(_)
+        );
+        let node = self.operator(plan);
+        self.is_reread = is_reread;
+        node
+    }
+
+    fn operator(&mut self, plan: &LogicalPlan) -> Classification<Node> {
         let is_at_top = std::mem::take(&mut self.is_at_top);
         self.is_at_top = is_at_top
             && match plan {
@@ -194,6 +210,7 @@ impl Classifier {
             source,
             filters: scan.filters.clone(),
             schema: Arc::clone(&schema),
+            is_reread: self.is_reread,
         };
         Ok(Node::new(self.next_node(), schema, keys, operator))
     }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use datafusion::logical_expr::{LogicalPlan, Values, lit};
 
-use super::operator::{Node, Operator, Pass};
+use super::operator::{Node, Operator};
+use super::pass::Pass;
 use super::relation::{Side, columns, project, union};
 use crate::Result;
 

@@ -10,11 +10,13 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use datafusion::logical_expr::{Aggregate, Expr, Filter, LogicalPlan, lit};
+use datafusion::logical_expr::{Aggregate, Expr, LogicalPlan, lit};
 
-use super::keys::{KeySet, in_keys, one_zero};
-use super::operator::{Node, Operator, Pass};
-use super::relation::{Side, project};
+use super::key_set::KeySet;
+use super::keys::one_zero;
+use super::operator::{Node, Operator};
+use super::pass::Pass;
+use super::relation::{Restriction, Side, project};
 use crate::Result;
 
 /// A grouping.
@@ -30,9 +32,12 @@ pub(super) struct Group {
 
 impl Group {
     /// The groups of the rows that are removed from the input or added to it.
-    async fn touched(&self, node: &Node, pass: &Pass) -> Result<Arc<KeySet>> {
+    async fn touched(&self, node: &Node, pass: &Pass) -> Result<Restriction> {
         let inputs = [(&self.input, &self.groups[..])];
-        pass.touched(3 * node.id, &inputs).await
+        Ok(Restriction {
+            key: self.groups.clone(),
+            keys: pass.touched(3 * node.id, &inputs).await?,
+        })
     }
 
     fn over(&self, node: &Node, rows: LogicalPlan) -> Result<LogicalPlan> {
@@ -83,35 +88,48 @@ impl Operator for Group {
         if self.groups.is_empty() {
             return Ok(None);
         }
-        self.touched(node, pass).await.map(Some)
+        Ok(Some(self.touched(node, pass).await?.keys))
+    }
+
+    async fn restricted(
+        &self,
+        node: &Node,
+        pass: &Pass,
+        restriction: &Restriction,
+    ) -> Result<Option<LogicalPlan>> {
+        let (own, groups) = (node.schema.columns(), &self.groups);
+        let below = restriction.over(|column| {
+            let place = own.iter().position(|other| other == column)?;
+            groups.get(place).cloned().map(Expr::unalias)
+        })?;
+        let Some(below) = below else {
+            let rows = self.relation(node, pass, Side::Unchanged).await?;
+            return Ok(rows.map(|rows| restriction.filter(rows)).transpose()?);
+        };
+        let touched = self.touched(node, pass).await?;
+        let rows = self.input.restricted(pass, Side::New, &below).await?;
+        let rows = rows.map(|rows| self.over(node, touched.filter_others(rows)?));
+        rows.transpose()
     }
 
     async fn relation(&self, node: &Node, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>> {
-        let mut restriction = None;
-        if !matches!(side, Side::Old | Side::New) {
-            let touched = self.touched(node, pass).await?;
-            let takes_all = touched.is_empty() || self.groups.is_empty();
-            match (side == Side::Unchanged, touched.is_empty(), takes_all) {
-                // Nothing changed, or the only group did.
-                (true, true, _) => {}
-                (false, true, _) | (true, false, true) => return Ok(None),
-                (false, false, true) => {}
-                (true, false, false) => {
-                    restriction = Some(!in_keys(&touched, self.groups.clone()));
-                }
-                (false, false, false) => {
-                    restriction = Some(in_keys(&touched, self.groups.clone()));
-                }
-            }
+        if matches!(side, Side::Old | Side::New) {
+            let rows = self.input.relation(pass, side).await?;
+            return rows.map(|rows| self.over(node, rows)).transpose();
         }
-        let rows = match self.input.relation(pass, side.whole()).await? {
-            Some(rows) => rows,
-            None => return Ok(None),
+        let touched = self.touched(node, pass).await?;
+        let rows = match (side == Side::Unchanged, self.groups.is_empty()) {
+            (true, false) => {
+                let rows = self.input.relation(pass, Side::New).await?;
+                rows.map(|rows| touched.filter_others(rows)).transpose()?
+            }
+            (false, false) => self.input.restricted(pass, side, &touched).await?,
+            // The only group.
+            (is_unchanged, true) if is_unchanged == touched.keys.is_empty() => {
+                self.input.relation(pass, side.whole()).await?
+            }
+            (_, true) => None,
         };
-        let rows = match restriction {
-            Some(restriction) => LogicalPlan::Filter(Filter::try_new(restriction, Arc::new(rows))?),
-            None => rows,
-        };
-        self.over(node, rows).map(Some)
+        rows.map(|rows| self.over(node, rows)).transpose()
     }
 }

@@ -3,19 +3,21 @@
 //! Key: the keys of both sides. With *A* and *B* the inputs, ᵘ what is unchanged of them, ⁻ removed and ⁺ added:
 //!
 //! - unchanged = Aᵘ ⋈ Bᵘ,
-//! - removed = A⁻ ⋈ B₀ ∪ Aᵘ ⋈ B⁻, added = A⁺ ⋈ B₁ ∪ Aᵘ ⋈ B⁺,
+//! - removed = A⁻ ⋈ (Bᵘ ∪ B⁻) ∪ Aᵘ ⋈ B⁻, added = A⁺ ⋈ (Bᵘ ∪ B⁺) ∪ Aᵘ ⋈ B⁺.
 //!
-//! where B₀ and B₁ are the whole of B at the old and the new versions. No row is in both parts of a union. Joins of
-//! more tables, and of a table with itself, are joins of joins.
+//! No row is in both parts of a union. Of what is unchanged, only rows that meet a changed one are looked for, once for both
+//! relations. Joins of more tables, and of a table with itself, are joins of joins.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use datafusion::common::Column;
-use datafusion::logical_expr::{Join, LogicalPlan};
+use datafusion::logical_expr::{Expr, Join, LogicalPlan};
 
-use super::operator::{Node, Operator, Origins, Pass};
-use super::relation::{Side, union};
+use super::key_set::KeySet;
+use super::operator::{Node, Operator, Origins};
+use super::pass::Pass;
+use super::relation::{Restriction, Side, union};
 use crate::Result;
 
 /// An inner join.
@@ -30,22 +32,75 @@ pub(super) struct InnerJoin {
 }
 
 impl InnerJoin {
-    async fn part(
+    /// Rows of the inputs, joined.
+    fn joined(
         &self,
         node: &Node,
-        pass: &Pass,
-        left: Side,
-        right: Side,
+        left: Option<LogicalPlan>,
+        right: Option<LogicalPlan>,
     ) -> Result<Option<LogicalPlan>> {
-        let Some(left) = self.left.relation(pass, left).await? else {
+        let (Some(left), Some(right)) = (left, right) else {
             return Ok(None);
         };
-        let Some(right) = self.right.relation(pass, right).await? else {
-            return Ok(None);
-        };
-        let joined = join_as(&self.join, left, right)?;
-        node.arrange(joined).map(Some)
+        node.arrange(join_as(&self.join, left, right)?).map(Some)
     }
+
+    /// The unchanged rows of each input that meet a row that changed in the other one.
+    async fn met(&self, node: &Node, pass: &Pass) -> Result<[Option<LogicalPlan>; 2]> {
+        let (left, right) = on(&self.join);
+        if left.is_empty() {
+            return Ok([
+                self.left.relation(pass, Side::Unchanged).await?,
+                self.right.relation(pass, Side::Unchanged).await?,
+            ]);
+        }
+        let of_left = pass.touched(3 * node.id, &[(&self.left, &left)]).await?;
+        let of_right = pass
+            .touched(3 * node.id + 1, &[(&self.right, &right)])
+            .await?;
+        let in_left = restricted(left, of_right);
+        let in_right = restricted(right, of_left);
+        Ok([
+            self.left
+                .restricted(pass, Side::Unchanged, &in_left)
+                .await?,
+            (self.right.restricted(pass, Side::Unchanged, &in_right)).await?,
+        ])
+    }
+}
+
+/// The keys of both inputs of a join.
+pub(super) fn on(join: &Join) -> (Vec<Expr>, Vec<Expr>) {
+    join.on.iter().cloned().unzip()
+}
+
+pub(super) fn restricted(key: Vec<Expr>, keys: Arc<KeySet>) -> Restriction {
+    Restriction { key, keys }
+}
+
+/// Unchanged rows of both inputs of a join that may meet: those of the first that meet `restriction`, which is over its columns,
+/// and those of the second that meet one of these. Each input comes with its key in the join.
+pub(super) async fn meeting(
+    pass: &Pass,
+    (first, first_key): (&Node, &[Expr]),
+    (second, second_key): (&Node, Vec<Expr>),
+    restriction: &Restriction,
+) -> Result<(Option<LogicalPlan>, Option<LogicalPlan>)> {
+    let few = pass.kept_restricted(first, restriction).await?;
+    let Some(rows) = few.rows else {
+        return Ok((None, None));
+    };
+    let others = match few.is_kept && !second_key.is_empty() {
+        true => {
+            let keys = pass.keys_of(Some(rows.clone()), first_key).await?;
+            let restriction = restricted(second_key, keys);
+            second
+                .restricted(pass, Side::Unchanged, &restriction)
+                .await?
+        }
+        false => second.relation(pass, Side::Unchanged).await?,
+    };
+    Ok((Some(rows), others))
 }
 
 /// Joins two relations as `join` does its inputs.
@@ -87,14 +142,40 @@ impl Operator for InnerJoin {
         }
     }
 
+    async fn restricted(
+        &self,
+        node: &Node,
+        pass: &Pass,
+        restriction: &Restriction,
+    ) -> Result<Option<LogicalPlan>> {
+        let (left_key, right_key) = on(&self.join);
+        let (left, right) = if restriction.is_over(&self.left.schema) {
+            let first = (&self.left, &left_key[..]);
+            meeting(pass, first, (&self.right, right_key), restriction).await?
+        } else if restriction.is_over(&self.right.schema) {
+            let first = (&self.right, &right_key[..]);
+            let (right, left) = meeting(pass, first, (&self.left, left_key), restriction).await?;
+            (left, right)
+        } else {
+            let rows = self.relation(node, pass, Side::Unchanged).await?;
+            return Ok(rows.map(|rows| restriction.filter(rows)).transpose()?);
+        };
+        self.joined(node, left, right)
+    }
+
     async fn relation(&self, node: &Node, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>> {
-        match side {
-            Side::Old | Side::New | Side::Unchanged => self.part(node, pass, side, side).await,
-            Side::Removed | Side::Added => {
-                let first = self.part(node, pass, side, side.whole()).await?;
-                let second = self.part(node, pass, Side::Unchanged, side).await?;
-                Ok(union([first, second])?)
-            }
+        let left = self.left.relation(pass, side).await?;
+        let right = self.right.relation(pass, side).await?;
+        if matches!(side, Side::Old | Side::New | Side::Unchanged) {
+            return self.joined(node, left, right);
         }
+        if left.is_none() && right.is_none() {
+            return Ok(None);
+        }
+        let [unchanged_left, unchanged_right] = self.met(node, pass).await?;
+        let all_right = union([unchanged_right, right.clone()])?;
+        let first = self.joined(node, left, all_right)?;
+        let second = self.joined(node, unchanged_left, right)?;
+        Ok(union([first, second])?)
     }
 }

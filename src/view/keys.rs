@@ -1,24 +1,22 @@
-//! Sets of keys, and filters by them.
+//! How keys are compared, and filters by [sets](KeySet) of them.
 //!
 //! A key is matched by the bytes that Arrow's row format gives it, so NULL is equal to NULL, NaN to NaN and
 //! 0.0 to -0.0, and keys of any type and number of columns are one kind of value.
 
-use std::collections::HashSet;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use datafusion::arrow::array::{Array, ArrayRef, AsArray, BooleanArray};
+use datafusion::arrow::array::{Array, ArrayRef, AsArray};
 use datafusion::arrow::compute::cast;
-use datafusion::arrow::datatypes::{DataType, Float32Type, Float64Type, UInt64Type};
+use datafusion::arrow::datatypes::{DataType, Float32Type, Float64Type};
 use datafusion::arrow::row::{RowConverter, Rows, SortField};
-use datafusion::common::{DFSchema, DataFusionError, Result, ScalarValue};
-use datafusion::execution::SendableRecordBatchStream;
+use datafusion::common::{DFSchema, DataFusionError, Result};
 use datafusion::logical_expr::{
     ColumnarValue, Expr, ExprSchemable, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature,
     Volatility,
 };
-use futures::StreamExt;
 
+use super::key_set::KeySet;
 use crate::storage::RowSet;
 
 /// Turns rows into bytes that are equal when the rows are.
@@ -76,55 +74,6 @@ fn canonical(array: &ArrayRef) -> ArrayRef {
     }
 }
 
-/// A set of keys.
-#[derive(Debug)]
-pub(super) struct KeySet {
-    encoder: RowEncoder,
-    keys: HashSet<Box<[u8]>>,
-}
-
-impl KeySet {
-    /// A set for keys of these types; `None` if they can't be compared.
-    pub(super) fn new<'a>(types: impl IntoIterator<Item = &'a DataType>) -> Result<Option<Self>> {
-        Ok(RowEncoder::new(types)?.map(|encoder| Self {
-            encoder,
-            keys: HashSet::new(),
-        }))
-    }
-
-    /// Adds the rows of `rows`, whose columns are those of the key.
-    pub(super) async fn extend(&mut self, mut rows: SendableRecordBatchStream) -> Result<()> {
-        while let Some(batch) = rows.next().await {
-            let batch = batch?;
-            self.insert(batch.columns())?;
-        }
-        Ok(())
-    }
-
-    /// Adds keys.
-    pub(super) fn insert(&mut self, columns: &[ArrayRef]) -> Result<()> {
-        for row in &self.encoder.encode(columns)? {
-            if !self.keys.contains(row.as_ref()) {
-                self.keys.insert(row.as_ref().into());
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether there is no key.
-    pub(super) fn is_empty(&self) -> bool {
-        self.keys.is_empty()
-    }
-
-    fn contained(&self, columns: &[ArrayRef]) -> Result<BooleanArray> {
-        let rows = self.encoder.encode(columns)?;
-        Ok(rows
-            .iter()
-            .map(|row| Some(self.keys.contains(row.as_ref())))
-            .collect())
-    }
-}
-
 /// Whether a key is one of a set: an expression over the key's columns.
 #[derive(Debug)]
 struct InKeys {
@@ -177,66 +126,9 @@ pub(super) fn in_keys(keys: &Arc<KeySet>, key: Vec<Expr>) -> Expr {
     ScalarUDF::new_from_impl(function).call(key)
 }
 
-/// Whether a row id is one of a set.
-#[derive(Debug)]
-struct InRows {
-    rows: Arc<RowSet>,
-    signature: Signature,
-}
-
-impl PartialEq for InRows {
-    fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.rows, &other.rows)
-    }
-}
-
-impl Eq for InRows {}
-
-impl Hash for InRows {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        Arc::as_ptr(&self.rows).hash(state);
-    }
-}
-
-impl ScalarUDFImpl for InRows {
-    fn name(&self) -> &str {
-        "in_rows"
-    }
-
-    fn signature(&self) -> &Signature {
-        &self.signature
-    }
-
-    fn return_type(&self, _: &[DataType]) -> Result<DataType> {
-        Ok(DataType::Boolean)
-    }
-
-    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        let contains = |id: Option<u64>| Some(id.is_some_and(|id| self.rows.contains(id)));
-        match args.args.first() {
-            Some(ColumnarValue::Array(ids)) => {
-                let found: BooleanArray = ids
-                    .as_primitive::<UInt64Type>()
-                    .iter()
-                    .map(contains)
-                    .collect();
-                Ok(ColumnarValue::Array(Arc::new(found)))
-            }
-            Some(ColumnarValue::Scalar(ScalarValue::UInt64(id))) => {
-                Ok(ColumnarValue::Scalar(ScalarValue::Boolean(contains(*id))))
-            }
-            _ => Ok(ColumnarValue::Scalar(ScalarValue::Boolean(None))),
-        }
-    }
-}
-
 /// Whether the row id `id` is in `rows`; false for NULL.
-pub(super) fn in_rows(rows: &Arc<RowSet>, id: Expr) -> Expr {
-    let function = InRows {
-        rows: Arc::clone(rows),
-        signature: Signature::exact(vec![DataType::UInt64], Volatility::Immutable),
-    };
-    ScalarUDF::new_from_impl(function).call(vec![id])
+pub(super) fn in_rows(rows: &RowSet, id: Expr) -> Expr {
+    in_keys(&Arc::new(KeySet::of_rows(rows)), vec![id])
 }
 
 /// Makes 0.0 of -0.0.

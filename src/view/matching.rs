@@ -13,15 +13,17 @@
 //! time over the other: Δ(A ⟕ B) = ΔA ⟕ B. Where there is no key to tell rows apart by (NOT IN, a join by an
 //! inequality), a change of that input takes everything away and adds it anew.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use datafusion::common::JoinType;
-use datafusion::logical_expr::{Expr, Filter, Join, LogicalPlan};
+use datafusion::logical_expr::{Expr, Join, LogicalPlan};
 
-use super::join::join_as;
-use super::keys::in_keys;
-use super::operator::{Node, Operator, Pass};
-use super::relation::Side;
-use crate::Result;
+use super::join::{join_as, on, restricted};
+use super::operator::{Node, Operator};
+use super::pass::Pass;
+use super::relation::{Restriction, Side};
+use crate::{Error, Result};
 
 /// A join other than an inner one.
 #[derive(Debug)]
@@ -56,29 +58,13 @@ fn looked_up(join: JoinType) -> LookedUp {
 }
 
 impl MatchingJoin {
-    async fn part(
+    /// Rows of the inputs, joined.
+    fn joined(
         &self,
         node: &Node,
-        pass: &Pass,
-        left: Side,
-        right: Side,
-        restrict: Option<&Restriction>,
+        left: Option<LogicalPlan>,
+        right: Option<LogicalPlan>,
     ) -> Result<Option<LogicalPlan>> {
-        let mut sides = [
-            (&self.left, self.left.relation(pass, left).await?),
-            (&self.right, self.right.relation(pass, right).await?),
-        ];
-        if let Some(restrict) = restrict {
-            for ((_, rows), key) in sides.iter_mut().zip([&restrict.left, &restrict.right]) {
-                if let Some(plan) = rows.take() {
-                    *rows = Some(LogicalPlan::Filter(Filter::try_new(
-                        key.clone(),
-                        plan.into(),
-                    )?));
-                }
-            }
-        }
-        let [(left_node, left), (right_node, right)] = sides;
         let comes_out = match looked_up(self.join.join_type) {
             LookedUp::Right => left.is_some(),
             LookedUp::Left => right.is_some(),
@@ -87,20 +73,95 @@ impl MatchingJoin {
         if !comes_out {
             return Ok(None);
         }
-        let left = or_empty(left_node, left)?;
-        let right = or_empty(right_node, right)?;
+        let left = or_empty(&self.left, left)?;
+        let right = or_empty(&self.right, right)?;
         node.arrange(join_as(&self.join, left, right)?).map(Some)
     }
 
-    fn keys(&self) -> (Vec<Expr>, Vec<Expr>) {
-        self.join.on.iter().cloned().unzip()
+    /// One relation of each input, joined.
+    async fn sides(
+        &self,
+        node: &Node,
+        pass: &Pass,
+        left: Side,
+        right: Side,
+    ) -> Result<Option<LogicalPlan>> {
+        let left = self.left.relation(pass, left).await?;
+        let right = self.right.relation(pass, right).await?;
+        self.joined(node, left, right)
+    }
+
+    /// What a change of the inputs means for the rows of the join.
+    async fn change(&self, node: &Node, pass: &Pass) -> Result<Change> {
+        let (left, right) = (&self.left, &self.right);
+        match looked_up(self.join.join_type) {
+            LookedUp::Right if pass.is_unchanged(3 * node.id + 1, right).await? => {
+                return Ok(Change::OneByOne);
+            }
+            LookedUp::Left if pass.is_unchanged(3 * node.id + 1, left).await? => {
+                return Ok(Change::OneByOne);
+            }
+            _ => {}
+        }
+        if self.join.on.is_empty() || self.join.null_aware {
+            let is_unchanged = pass.is_unchanged(3 * node.id + 1, right).await?
+                && pass.is_unchanged(3 * node.id + 2, left).await?;
+            return Ok(match is_unchanged {
+                true => Change::Nothing,
+                false => Change::Everything,
+            });
+        }
+        let (left_key, right_key) = on(&self.join);
+        let inputs = [(left, &left_key[..]), (right, &right_key[..])];
+        let keys = pass.touched(3 * node.id, &inputs).await?;
+        Ok(match keys.is_empty() {
+            true => Change::Nothing,
+            false => Change::ByKey {
+                left: restricted(left_key, Arc::clone(&keys)),
+                right: restricted(right_key, keys),
+            },
+        })
+    }
+
+    /// The input whose rows come out one by one, and the one that is looked up in, each with its key; `None` if unmatched
+    /// rows of both come out.
+    fn outer_and_inner(&self) -> Option<[(&Node, Vec<Expr>); 2]> {
+        let (left_key, right_key) = on(&self.join);
+        let (left, right) = ((&self.left, left_key), (&self.right, right_key));
+        match looked_up(self.join.join_type) {
+            LookedUp::Right => Some([left, right]),
+            LookedUp::Left => Some([right, left]),
+            LookedUp::Neither => None,
+        }
+    }
+
+    /// As [`Self::joined`], with rows of the outer input and of the inner one.
+    fn matched(
+        &self,
+        node: &Node,
+        outer: Option<LogicalPlan>,
+        inner: Option<LogicalPlan>,
+    ) -> Result<Option<LogicalPlan>> {
+        match looked_up(self.join.join_type) {
+            LookedUp::Left => self.joined(node, inner, outer),
+            LookedUp::Right | LookedUp::Neither => self.joined(node, outer, inner),
+        }
     }
 }
 
-/// Only rows with some keys, of each input.
-struct Restriction {
-    left: Expr,
-    right: Expr,
+/// What a change of the inputs means for the rows of a join.
+enum Change {
+    /// There is none.
+    Nothing,
+    /// Only the input changed whose rows come out, or nothing.
+    OneByOne,
+    /// Rows with some keys may have changed.
+    ByKey {
+        left: Restriction,
+        right: Restriction,
+    },
+    /// All rows may have changed.
+    Everything,
 }
 
 /// A plan without rows, where a node has none.
@@ -108,7 +169,6 @@ fn or_empty(node: &Node, plan: Option<LogicalPlan>) -> Result<LogicalPlan> {
     use datafusion::arrow::datatypes::Field;
     use datafusion::common::DFSchema;
     use datafusion::logical_expr::EmptyRelation;
-    use std::sync::Arc;
 
     if let Some(plan) = plan {
         return Ok(plan);
@@ -143,50 +203,79 @@ impl Operator for MatchingJoin {
         vec![&self.left, &self.right]
     }
 
+    async fn restricted(
+        &self,
+        node: &Node,
+        pass: &Pass,
+        restriction: &Restriction,
+    ) -> Result<Option<LogicalPlan>> {
+        let change = self.change(node, pass).await?;
+        let inputs = self.outer_and_inner();
+        let inputs = inputs.filter(|[outer, _]| restriction.is_over(&outer.0.schema));
+        let (Some([(outer, outer_key), (inner, inner_key)]), false) =
+            (inputs, self.join.on.is_empty() || self.join.null_aware)
+        else {
+            let rows = self.relation(node, pass, Side::Unchanged).await?;
+            return Ok(rows.map(|rows| restriction.filter(rows)).transpose()?);
+        };
+        let rows = match change {
+            Change::Everything => return Ok(None),
+            Change::Nothing | Change::OneByOne => {
+                outer.restricted(pass, Side::Unchanged, restriction).await?
+            }
+            Change::ByKey { left, .. } => {
+                let touched = restricted(outer_key.clone(), left.keys);
+                let rows = outer.restricted(pass, Side::New, restriction).await?;
+                rows.map(|rows| touched.filter_others(rows)).transpose()?
+            }
+        };
+        let Some(rows) = rows else {
+            return Ok(None);
+        };
+        let keys = pass.keys_of(Some(rows.clone()), &outer_key).await?;
+        let restriction = restricted(inner_key, keys);
+        let others = inner.restricted(pass, Side::New, &restriction).await?;
+        self.matched(node, Some(rows), others)
+    }
+
     async fn relation(&self, node: &Node, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>> {
         if matches!(side, Side::Old | Side::New) {
-            return self.part(node, pass, side, side, None).await;
+            return self.sides(node, pass, side, side).await;
         }
         let whole = side.whole();
-        match looked_up(self.join.join_type) {
-            LookedUp::Right if pass.is_unchanged(3 * node.id + 1, &self.right).await? => {
-                return self.part(node, pass, side, whole, None).await;
+        match (self.change(node, pass).await?, side) {
+            (Change::Nothing, Side::Unchanged)
+            | (Change::Everything, Side::Removed | Side::Added) => {
+                self.sides(node, pass, whole, whole).await
             }
-            LookedUp::Left if pass.is_unchanged(3 * node.id + 1, &self.left).await? => {
-                return self.part(node, pass, whole, side, None).await;
-            }
-            _ => {}
-        }
-        if self.join.on.is_empty() || self.join.null_aware {
-            // Everything, unless nothing changed at all.
-            let is_unchanged = pass.is_unchanged(3 * node.id + 1, &self.right).await?
-                && pass.is_unchanged(3 * node.id + 2, &self.left).await?;
-            return match (is_unchanged, side) {
-                (true, Side::Unchanged) => self.part(node, pass, whole, whole, None).await,
-                (false, Side::Removed | Side::Added) => {
-                    self.part(node, pass, whole, whole, None).await
+            (Change::Nothing | Change::Everything, _) => Ok(None),
+            (Change::OneByOne, _) => {
+                let Some([(outer, outer_key), (inner, inner_key)]) = self.outer_and_inner() else {
+                    return Err(Error::internal("both inputs of a join come out"));
+                };
+                let rows = outer.relation(pass, side).await?;
+                if side == Side::Unchanged || outer_key.is_empty() || self.join.null_aware {
+                    let others = inner.relation(pass, whole).await?;
+                    return self.matched(node, rows, others);
                 }
-                _ => Ok(None),
-            };
+                let inputs = [(outer, &outer_key[..])];
+                let keys = pass.touched(3 * node.id + 2, &inputs).await?;
+                let restriction = restricted(inner_key, keys);
+                let others = inner.restricted(pass, whole, &restriction).await?;
+                self.matched(node, rows, others)
+            }
+            (Change::ByKey { left, right }, Side::Unchanged) => {
+                let others = self.left.relation(pass, whole).await?;
+                let of_left = others.map(|rows| left.filter_others(rows)).transpose()?;
+                let others = self.right.relation(pass, whole).await?;
+                let of_right = others.map(|rows| right.filter_others(rows)).transpose()?;
+                self.joined(node, of_left, of_right)
+            }
+            (Change::ByKey { left, right }, _) => {
+                let of_left = self.left.restricted(pass, side, &left).await?;
+                let of_right = self.right.restricted(pass, side, &right).await?;
+                self.joined(node, of_left, of_right)
+            }
         }
-        let (left, right) = self.keys();
-        let touched = pass
-            .touched(
-                3 * node.id,
-                &[(&self.left, &left[..]), (&self.right, &right[..])],
-            )
-            .await?;
-        if touched.is_empty() {
-            return match side {
-                Side::Unchanged => self.part(node, pass, whole, whole, None).await,
-                _ => Ok(None),
-            };
-        }
-        let (mut left, mut right) = (in_keys(&touched, left), in_keys(&touched, right));
-        if side == Side::Unchanged {
-            (left, right) = (!left, !right);
-        }
-        self.part(node, pass, whole, whole, Some(&Restriction { left, right }))
-            .await
     }
 }

@@ -1,23 +1,17 @@
 //! The operators of a view's query, as maintenance sees them.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use datafusion::arrow::array::RecordBatch;
 use datafusion::common::{Column, DFSchemaRef};
-use datafusion::datasource::{MemTable, provider_as_source};
-use datafusion::execution::{SendableRecordBatchStream, SessionState};
-use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, cast, lit};
-use datafusion::physical_plan::execute_stream;
-use futures::StreamExt;
-use tokio::sync::{Mutex, OnceCell};
+use datafusion::logical_expr::{Expr, LogicalPlan};
 
-use super::keys::KeySet;
-use super::relation::{KeyColumn, Side, arrange, hidden_names, project};
-use super::source::SourceVersions;
-use crate::{Error, Result};
+use super::key_set::KeySet;
+use super::pass::Pass;
+use super::relation::{KeyColumn, Restriction, Side, arrange, union};
+use crate::Result;
 
 /// An operator of a class: it says how its relations follow from those of its inputs.
 #[async_trait]
@@ -32,9 +26,27 @@ pub(super) trait Operator: Debug + Send + Sync {
     /// be a row in it.
     async fn relation(&self, node: &Node, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>>;
 
+    /// The rows that are the same at both versions and meet `restriction`, which is over the columns of its node.
+    async fn restricted(
+        &self,
+        node: &Node,
+        pass: &Pass,
+        restriction: &Restriction,
+    ) -> Result<Option<LogicalPlan>> {
+        match node.relation(pass, Side::Unchanged).await? {
+            Some(rows) => Ok(Some(restriction.filter(rows)?)),
+            None => Ok(None),
+        }
+    }
+
     /// Whether computing its relations costs more than keeping them.
     fn is_costly(&self) -> bool {
         false
+    }
+
+    /// Its place among the sources of the query, if it is one.
+    fn source(&self) -> Option<usize> {
+        None
     }
 
     /// Its input and the columns that it computes, if it is a projection.
@@ -99,6 +111,33 @@ impl Node {
         self.stream(pass, side).await
     }
 
+    /// The rows of a side, which is old, new or unchanged, that meet `restriction`. They are supposed to be few: those that
+    /// are the same at both versions are found once.
+    pub(super) async fn restricted(
+        &self,
+        pass: &Pass,
+        side: Side,
+        restriction: &Restriction,
+    ) -> Result<Option<LogicalPlan>> {
+        let unchanged = pass.kept_restricted(self, restriction).await?;
+        let change = match side {
+            Side::Old | Side::Removed => self.relation(pass, Side::Removed).await?,
+            Side::New | Side::Added => self.relation(pass, Side::Added).await?,
+            Side::Unchanged => None,
+        };
+        let change = change.map(|rows| restriction.filter(rows)).transpose()?;
+        Ok(union([unchanged.rows, change])?)
+    }
+
+    /// The unchanged rows that meet `restriction`, computed as they are read.
+    pub(super) async fn stream_restricted(
+        &self,
+        pass: &Pass,
+        restriction: &Restriction,
+    ) -> Result<Option<LogicalPlan>> {
+        self.operator.restricted(self, pass, restriction).await
+    }
+
     /// As [`relation`](Self::relation), for one that is asked for once only.
     pub(super) async fn stream(&self, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>> {
         self.operator.relation(self, pass, side).await
@@ -129,6 +168,17 @@ impl Node {
         self.operator.is_by_row() && self.operator.inputs().iter().all(|input| input.is_by_row())
     }
 
+    /// How many rows its largest source has.
+    pub(super) fn source_rows(&self, pass: &Pass) -> u64 {
+        let own = self
+            .operator
+            .source()
+            .and_then(|place| pass.sources.get(place));
+        let own = own.map_or(0, |source| source.rows());
+        let inputs = self.operator.inputs().into_iter();
+        inputs.fold(own, |most, input| most.max(input.source_rows(pass)))
+    }
+
     /// The classes in it, from the top down, each once.
     pub(super) fn classes(&self) -> Vec<&'static str> {
         let mut classes = Vec::new();
@@ -143,216 +193,5 @@ impl Node {
         for input in self.operator.inputs() {
             input.add_classes(classes);
         }
-    }
-}
-
-/// What is found out once, by what it is of.
-type Memo<K, V> = Mutex<HashMap<K, Arc<OnceCell<V>>>>;
-
-/// One pass of maintenance: which versions it goes from and to, and what was found out on the way.
-#[derive(Debug)]
-pub(super) struct Pass {
-    /// The session.
-    pub(super) state: SessionState,
-    /// The versions of each source, in the order of the query.
-    pub(super) sources: Vec<SourceVersions>,
-    /// The keys that changes touch, by node: found once, used by several relations.
-    touched: Memo<usize, Arc<KeySet>>,
-    /// What changes add to groups, by node.
-    deltas: Memo<usize, Arc<GroupDelta>>,
-    /// What nodes remove and add, by node.
-    kept: Memo<(usize, Side), Kept>,
-    /// The rows of the view, with all its columns.
-    stored: LogicalPlan,
-}
-
-/// A relation that was computed.
-#[derive(Debug, Clone)]
-enum Kept {
-    /// It has no row.
-    Empty,
-    /// Its rows.
-    Rows(Arc<MemTable>),
-    /// It is too large to be kept.
-    TooLarge,
-}
-
-/// Bytes of a relation that is kept.
-const MOST_KEPT: usize = 64 << 20;
-
-/// What changes of its input add to the groups of a node and take away.
-#[derive(Debug)]
-pub(super) struct GroupDelta {
-    /// The groups.
-    pub(super) keys: Arc<KeySet>,
-    /// Their states; `None` if there is no change.
-    pub(super) rows: Option<Arc<MemTable>>,
-}
-
-impl Pass {
-    /// A pass over these versions, for a view whose rows `stored` gives.
-    pub(super) fn new(
-        state: SessionState,
-        sources: Vec<SourceVersions>,
-        stored: LogicalPlan,
-    ) -> Self {
-        Self {
-            state,
-            sources,
-            touched: Mutex::default(),
-            deltas: Mutex::default(),
-            kept: Mutex::default(),
-            stored,
-        }
-    }
-
-    /// A relation of a node that is computed when it is first asked for.
-    async fn kept_relation(&self, node: &Node, side: Side) -> Result<Option<LogicalPlan>> {
-        let cell = Arc::clone(self.kept.lock().await.entry((node.id, side)).or_default());
-        let kept = cell.get_or_try_init(|| self.keep(node, side)).await?;
-        let table = match kept {
-            Kept::Empty => return Ok(None),
-            Kept::TooLarge => return node.stream(self, side).await,
-            Kept::Rows(table) => Arc::clone(table),
-        };
-        let name = format!("__kept_{}", node.id);
-        let rows = LogicalPlanBuilder::scan(name.as_str(), provider_as_source(table), None)?;
-        let rows = rows.build()?;
-        let mut columns = rows.schema().columns().into_iter().map(Expr::Column);
-        let shown = node.schema.iter().zip(columns.by_ref());
-        let mut all: Vec<Expr> = shown
-            .map(|((qualifier, field), column)| {
-                column.alias_qualified(qualifier.cloned(), field.name())
-            })
-            .collect();
-        let keys = node.keys.iter().zip(columns);
-        all.extend(keys.map(|(key, column)| column.alias(&key.name)));
-        Ok(Some(project(rows, all)?))
-    }
-
-    async fn keep(&self, node: &Node, side: Side) -> Result<Kept> {
-        let Some(plan) = node.stream(self, side).await? else {
-            return Ok(Kept::Empty);
-        };
-        // Names without qualifiers, each once.
-        let columns = plan.schema().columns().into_iter().enumerate();
-        let columns = columns
-            .map(|(place, column)| Expr::Column(column).alias(format!("__column_{place}")))
-            .collect();
-        let mut rows = self.execute(&project(plan, columns)?).await?;
-        let (mut batches, mut bytes) = (Vec::new(), 0);
-        while let Some(batch) = rows.next().await {
-            let batch = batch?;
-            bytes += batch.get_array_memory_size();
-            if bytes > MOST_KEPT {
-                return Ok(Kept::TooLarge);
-            }
-            if batch.num_rows() > 0 {
-                batches.push(batch);
-            }
-        }
-        match batches.first().map(RecordBatch::schema) {
-            Some(schema) => Ok(Kept::Rows(Arc::new(MemTable::try_new(
-                schema,
-                vec![batches],
-            )?))),
-            None => Ok(Kept::Empty),
-        }
-    }
-
-    /// Where the changes of a node's groups are kept once they are found.
-    pub(super) async fn group_delta(&self, node: usize) -> Arc<OnceCell<Arc<GroupDelta>>> {
-        Arc::clone(self.deltas.lock().await.entry(node).or_default())
-    }
-
-    /// The stored rows of the view: the columns `keys` of its last operator, by their names in plans.
-    pub(super) fn stored_groups(&self, keys: &[KeyColumn]) -> Result<LogicalPlan> {
-        let stored = self.stored.clone();
-        let qualifier = stored.schema().qualified_field(0).0.cloned();
-        let columns = hidden_names(keys).into_iter().zip(keys).map(|(name, key)| {
-            // Text may be stored in another way than plans hold it.
-            let stored = Expr::Column(Column::new(qualifier.clone(), name));
-            cast(stored, key.data_type.clone()).alias(&key.name)
-        });
-        Ok(project(stored, columns.collect())?)
-    }
-
-    /// Runs a plan.
-    pub(super) async fn execute(&self, plan: &LogicalPlan) -> Result<SendableRecordBatchStream> {
-        let plan = self.state.optimize(plan)?;
-        let plan = self
-            .state
-            .query_planner()
-            .create_physical_plan(&plan, &self.state)
-            .await?;
-        Ok(execute_stream(plan, self.state.task_ctx())?)
-    }
-
-    /// The values of `keys`, over the output of `input`, in the rows that are removed from it or added to it. `place` tells them
-    /// from others of the same query: three times the node's number, and up to two more.
-    pub(super) async fn touched(
-        &self,
-        place: usize,
-        inputs: &[(&Node, &[Expr])],
-    ) -> Result<Arc<KeySet>> {
-        let cell = Arc::clone(self.touched.lock().await.entry(place).or_default());
-        let found = cell
-            .get_or_try_init(|| self.find_keys(inputs, &[Side::Removed, Side::Added]))
-            .await?;
-        Ok(Arc::clone(found))
-    }
-
-    /// The keys of the rows that are removed from the output of `root`, and perhaps of others.
-    pub(super) async fn removed_keys(&self, root: &Node) -> Result<Arc<KeySet>> {
-        if let Some(touched) = root.touched_keys(self).await? {
-            return Ok(touched);
-        }
-        let keys = root.keys.iter().filter(|key| !key.is_state);
-        let keys: Vec<Expr> = keys.map(KeyColumn::column).collect();
-        self.find_keys(&[(root, &keys)], &[Side::Removed]).await
-    }
-
-    async fn find_keys(&self, inputs: &[(&Node, &[Expr])], sides: &[Side]) -> Result<Arc<KeySet>> {
-        let mut found: Option<KeySet> = None;
-        for (input, keys) in inputs {
-            for side in sides.iter().copied() {
-                let Some(rows) = input.relation(self, side).await? else {
-                    continue;
-                };
-                let rows = match keys.is_empty() {
-                    // Whether there is a row at all.
-                    true => {
-                        let one = project(rows, vec![lit(true)])?;
-                        LogicalPlanBuilder::from(one).limit(0, Some(1))?.build()?
-                    }
-                    false => project(rows, keys.to_vec())?,
-                };
-                let types: Vec<_> = rows
-                    .schema()
-                    .fields()
-                    .iter()
-                    .map(|field| field.data_type().clone())
-                    .collect();
-                if found.is_none() {
-                    let set = KeySet::new(&types)?
-                        .ok_or_else(|| Error::internal("a key can't be compared"))?;
-                    found = Some(set);
-                }
-                if let Some(found) = &mut found {
-                    found.extend(self.execute(&rows).await?).await?;
-                }
-            }
-        }
-        match found {
-            Some(found) => Ok(Arc::new(found)),
-            None => KeySet::new([])?
-                .map(Arc::new)
-                .ok_or_else(|| Error::internal("an empty key can't be compared")),
-        }
-    }
-
-    /// Whether nothing is removed from the output of `input`, nor added to it.
-    pub(super) async fn is_unchanged(&self, place: usize, input: &Node) -> Result<bool> {
-        Ok(self.touched(place, &[(input, &[])]).await?.is_empty())
     }
 }

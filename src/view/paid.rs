@@ -16,7 +16,8 @@ use datafusion::logical_expr::{
 use lance::Dataset;
 
 use super::keys::in_rows;
-use super::operator::{Node, Pass};
+use super::operator::Node;
+use super::pass::Pass;
 use super::relation::{KeyColumn, Side, hidden_names, key_columns, project};
 use super::source::SourceVersions;
 use crate::delta::{self, Delta, FieldIdentity, VersionStamp};

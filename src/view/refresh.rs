@@ -15,9 +15,11 @@ use tokio::task::JoinSet;
 use super::apply::{Layout, StoredRows, changes};
 use super::assess::{Assessment, Scope, SourceChange, Wanted, assess};
 use super::keys::{in_keys, in_rows};
-use super::operator::{Node, Pass};
+use super::operator::Node;
 use super::options::ViewOptions;
 use super::paid;
+use super::pass::Pass;
+use super::progress::{Progress, counted};
 use super::relation::{Side, hidden_names, project};
 use crate::database::materialized_view::ViewDefinition;
 use crate::database::{Database, LanceTable, Table};
@@ -34,6 +36,8 @@ use crate::{Error, ErrorKind, Result};
 
 /// How often a refresh is planned anew because the view was changed meanwhile.
 const ATTEMPTS: usize = 5;
+/// How often it is counted how far a refresh is.
+const COUNTING: Duration = Duration::from_millis(200);
 
 /// What to refresh.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -285,10 +289,23 @@ async fn attempt_once(
     let written = {
         let (database, view) = (Arc::clone(database), view.clone());
         let concurrently = request.concurrently;
+        let progress = Arc::new(Progress::new(&view.name));
+        let shared = (Arc::clone(counters), Arc::clone(&progress));
         let mut task = JoinSet::new();
         task.spawn_on(
             async move {
-                let rows = changed_rows(session, &view, &options, assessment, concurrently).await?;
+                let (counters, progress) = shared;
+                // Another attempt counts anew.
+                counters.set(Count::RowsComputed, 0);
+                let rows = changed_rows(
+                    session,
+                    &view,
+                    &options,
+                    assessment,
+                    concurrently,
+                    &progress,
+                );
+                let rows = counted(rows.await?, counters);
                 write_change(
                     database.root(),
                     &view.name,
@@ -301,7 +318,14 @@ async fn attempt_once(
             workers,
         );
         let computing = Instant::now();
-        let written = match task.join_next().await {
+        let ended = loop {
+            let ended = tokio::time::timeout(COUNTING, task.join_next()).await;
+            progress.count(counters);
+            if let Ok(ended) = ended {
+                break ended;
+            }
+        };
+        let written = match ended {
             Some(Ok(written)) => written?,
             Some(Err(error)) => return Err(Error::internal(format!("a task failed: {error}"))),
             None => return Err(Error::internal("a task was lost")),
@@ -334,7 +358,7 @@ async fn attempt_once(
     };
     counters.spent_since(Phase::Committing, committing);
     counters.add(Count::Commits, 1);
-    counters.add(Count::RowsComputed, inserted + updated);
+    counters.set(Count::RowsComputed, inserted + updated);
     for source in &states {
         let table = database.table(&source.table).await?;
         let keep = [source.version.version].into();
@@ -366,6 +390,7 @@ async fn changed_rows(
     options: &ViewOptions,
     assessment: Assessment,
     concurrently: bool,
+    progress: &Progress,
 ) -> Result<SendableRecordBatchStream> {
     let Assessment {
         query,
@@ -413,7 +438,7 @@ async fn changed_rows(
                 .map(|key| schema.field(*key).name().clone())
                 .collect();
             let plan = options.ordered(&pass.state, plan, &ties)?;
-            Some(pass.execute(&plan).await?)
+            Some(progress.execute(&pass, &plan).await?)
         }
         None => None,
     };

@@ -7,8 +7,12 @@
 use std::sync::Arc;
 
 use datafusion::arrow::datatypes::DataType;
+use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{Column, DFSchema, Result};
-use datafusion::logical_expr::{Expr, LogicalPlan, Projection, Union};
+use datafusion::logical_expr::{Expr, Filter, LogicalPlan, Projection, Union};
+
+use super::key_set::KeySet;
+use super::keys::in_keys;
 
 /// Which rows of an operator's output: old is at the versions that the view reflects, new at those that the refresh reads.
 ///
@@ -77,6 +81,63 @@ pub(super) fn hidden_names(keys: &[KeyColumn]) -> Vec<String> {
         }
     });
     names.collect()
+}
+
+/// Only rows whose key is one of a set.
+#[derive(Debug, Clone)]
+pub(super) struct Restriction {
+    /// The key of a row, over the columns of a node.
+    pub(super) key: Vec<Expr>,
+    /// The keys.
+    pub(super) keys: Arc<KeySet>,
+}
+
+impl Restriction {
+    /// The rows of `plan` that meet it.
+    pub(super) fn filter(&self, plan: LogicalPlan) -> Result<LogicalPlan> {
+        let condition = in_keys(&self.keys, self.key.clone());
+        Filter::try_new(condition, Arc::new(plan)).map(LogicalPlan::Filter)
+    }
+
+    /// The rows of `plan` that don't meet it.
+    pub(super) fn filter_others(&self, plan: LogicalPlan) -> Result<LogicalPlan> {
+        if self.keys.is_empty() {
+            return Ok(plan);
+        }
+        let condition = !in_keys(&self.keys, self.key.clone());
+        Filter::try_new(condition, Arc::new(plan)).map(LogicalPlan::Filter)
+    }
+
+    /// The same one over other columns: each column of the key is replaced by what `replacement` gives for it; `None` if it
+    /// gives nothing for one.
+    pub(super) fn over(
+        &self,
+        mut replacement: impl FnMut(&Column) -> Option<Expr>,
+    ) -> Result<Option<Self>> {
+        let mut is_known = true;
+        let key = self.key.iter().cloned().map(|part| {
+            let replaced = part.transform(|part| match &part {
+                Expr::Column(column) => Ok(match replacement(column) {
+                    Some(other) => Transformed::yes(other),
+                    None => {
+                        is_known = false;
+                        Transformed::no(part)
+                    }
+                }),
+                _ => Ok(Transformed::no(part)),
+            })?;
+            Ok(replaced.data)
+        });
+        let key = key.collect::<Result<_>>()?;
+        let keys = Arc::clone(&self.keys);
+        Ok(is_known.then_some(Self { key, keys }))
+    }
+
+    /// Whether it looks only at columns of `schema`.
+    pub(super) fn is_over(&self, schema: &DFSchema) -> bool {
+        let mut columns = self.key.iter().flat_map(Expr::column_refs);
+        columns.all(|column| schema.has_column(column))
+    }
 }
 
 /// References to all columns of `schema`.

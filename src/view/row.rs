@@ -10,9 +10,11 @@ use datafusion::common::Column;
 use datafusion::logical_expr::{Expr, Filter, LogicalPlan, SubqueryAlias};
 use datafusion::sql::TableReference;
 
-use super::keys::KeySet;
-use super::operator::{Node, Operator, Origins, Pass};
-use super::relation::{Side, columns, key_columns, project};
+use super::key_set::KeySet;
+use super::operator::{Node, Operator, Origins};
+use super::paid::is_paid;
+use super::pass::Pass;
+use super::relation::{Restriction, Side, columns, key_columns, project};
 use crate::Result;
 
 /// What is done with each row.
@@ -49,6 +51,11 @@ impl Operator for ByRow {
         true
     }
 
+    /// Calls that are paid for are made once.
+    fn is_costly(&self) -> bool {
+        matches!(&self.step, RowStep::Project(values) if values.iter().any(is_paid))
+    }
+
     fn projection(&self) -> Option<(&Node, &[Expr])> {
         match &self.step {
             RowStep::Project(values) => Some((&self.input, values)),
@@ -65,10 +72,7 @@ impl Operator for ByRow {
                 self.input.origins(below)
             }
             RowStep::Project(values) => {
-                let value = values.iter().find(|value| {
-                    let (qualifier, name) = value.qualified_name();
-                    qualifier == column.relation && name == column.name
-                })?;
+                let value = values.iter().find(|value| is_named(value, column))?;
                 let origins = value.column_refs().into_iter();
                 let origins = origins.map(|column| self.input.origins(column));
                 Some(
@@ -86,11 +90,46 @@ impl Operator for ByRow {
         self.input.touched_keys(pass).await
     }
 
-    async fn relation(&self, node: &Node, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>> {
-        let Some(rows) = self.input.relation(pass, side).await? else {
-            return Ok(None);
+    async fn restricted(
+        &self,
+        node: &Node,
+        pass: &Pass,
+        restriction: &Restriction,
+    ) -> Result<Option<LogicalPlan>> {
+        let below = match &self.step {
+            RowStep::Filter(_) => Some(restriction.clone()),
+            RowStep::Alias(_) => {
+                let below = self.input.schema.columns();
+                restriction.over(|column| {
+                    let below = below.iter().find(|below| below.name == column.name);
+                    below.cloned().map(Expr::Column)
+                })?
+            }
+            RowStep::Project(values) => restriction.over(|column| {
+                let value = values.iter().find(|value| is_named(value, column))?;
+                (!is_paid(value)).then(|| value.clone().unalias())
+            })?,
         };
-        let plan = match &self.step {
+        let rows = match below {
+            Some(below) => self.input.stream_restricted(pass, &below).await?,
+            None => {
+                let rows = self.relation(node, pass, Side::Unchanged).await?;
+                return Ok(rows.map(|rows| restriction.filter(rows)).transpose()?);
+            }
+        };
+        rows.map(|rows| self.over(node, rows)).transpose()
+    }
+
+    async fn relation(&self, node: &Node, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>> {
+        let rows = self.input.relation(pass, side).await?;
+        rows.map(|rows| self.over(node, rows)).transpose()
+    }
+}
+
+impl ByRow {
+    /// The step over rows of the input.
+    fn over(&self, node: &Node, rows: LogicalPlan) -> Result<LogicalPlan> {
+        Ok(match &self.step {
             RowStep::Project(values) => {
                 let mut all = values.clone();
                 all.extend(key_columns(&node.keys));
@@ -108,7 +147,12 @@ impl Operator for ByRow {
                 }));
                 project(LogicalPlan::SubqueryAlias(aliased), all)?
             }
-        };
-        Ok(Some(plan))
+        })
     }
+}
+
+/// Whether `value` is the column that is called so.
+fn is_named(value: &Expr, column: &Column) -> bool {
+    let (qualifier, name) = value.qualified_name();
+    qualifier == column.relation && name == column.name
 }

@@ -26,8 +26,10 @@ use datafusion::logical_expr::{
 };
 use futures::TryStreamExt;
 
-use super::keys::{KeySet, in_keys, one_zero};
-use super::operator::{GroupDelta, Node, Operator, Pass};
+use super::key_set::KeySet;
+use super::keys::{in_keys, one_zero};
+use super::operator::{Node, Operator};
+use super::pass::{GroupDelta, Pass};
 use super::relation::{KeyColumn, Side, project, union};
 use crate::{Error, Result};
 

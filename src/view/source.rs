@@ -8,6 +8,7 @@
 //!
 //! A table that stands in a query twice is two sources, each with its own columns.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -18,8 +19,9 @@ use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, col};
 use datafusion::sql::TableReference;
 use lance::Dataset;
 
-use super::operator::{Node, Operator, Origins, Pass};
-use super::relation::{Side, columns, project};
+use super::operator::{Node, Operator, Origins};
+use super::pass::Pass;
+use super::relation::{Restriction, Side, columns, project};
 use crate::database::LanceTable;
 use crate::storage::RowSet;
 use crate::storage::scan::RowFilter;
@@ -49,6 +51,15 @@ pub(super) struct SourceVersions {
     pub(super) added: Arc<RowSet>,
 }
 
+impl SourceVersions {
+    /// How many rows the new version has, deleted ones among them.
+    pub(super) fn rows(&self) -> u64 {
+        let fragments = self.new.fragments().iter();
+        let rows = fragments.map(|fragment| fragment.physical_rows.unwrap_or_default() as u64);
+        rows.sum()
+    }
+}
+
 /// Reads a source.
 #[derive(Debug)]
 pub(super) struct Scan {
@@ -62,7 +73,13 @@ pub(super) struct Scan {
     pub(super) filters: Vec<Expr>,
     /// The columns of the node.
     pub(super) schema: DFSchemaRef,
+    /// Whether an operator above it reads what changed more than once.
+    pub(super) is_reread: bool,
 }
+
+/// Of how many rows one is looked for, at least, where other columns than those that it is found by are read for
+/// the found ones alone.
+const LATE: u64 = 5;
 
 #[async_trait]
 impl Operator for Scan {
@@ -83,11 +100,48 @@ impl Operator for Scan {
         is_ours.then(|| Origins::from([(self.place, column.name.clone())]))
     }
 
+    fn source(&self) -> Option<usize> {
+        Some(self.place)
+    }
+
+    /// Rows that are read several times are kept.
+    fn is_costly(&self) -> bool {
+        self.is_reread
+    }
+
+    /// Looks for the rows in the columns of the key alone, and reads the others only of these.
+    async fn restricted(
+        &self,
+        node: &Node,
+        pass: &Pass,
+        restriction: &Restriction,
+    ) -> Result<Option<LogicalPlan>> {
+        let looked_at = (restriction.key.iter().chain(&self.filters)).flat_map(Expr::column_refs);
+        let looked_at: HashSet<&str> = looked_at.map(|column| column.name()).collect();
+        let has_others =
+            (self.schema.fields().iter()).any(|field| !looked_at.contains(field.name().as_str()));
+        let versions = self.versions(pass)?;
+        if has_others {
+            // It is cheaper to find too many rows than to skip some of them.
+            let rows = self.rows(&versions.new, RowFilter::All, true)?;
+            let found = project(restriction.filter(rows)?, vec![self.row_id()])?;
+            let found = RowSet::collect(pass.execute(&found).await?).await?;
+            let found = found.difference(&versions.added);
+            if found.is_empty() {
+                return Ok(None);
+            }
+            if found.len().saturating_mul(LATE) <= versions.rows() {
+                let rows = RowFilter::Only(Arc::new(found));
+                let rows = self.rows(&versions.new, rows, false)?;
+                return self.shown(node, rows).map(Some);
+            }
+        }
+        let rows = self.relation(node, pass, Side::Unchanged).await?;
+        Ok(rows.map(|rows| restriction.filter(rows)).transpose()?)
+    }
+
     async fn relation(&self, node: &Node, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>> {
-        let versions = pass
-            .sources
-            .get(self.place)
-            .ok_or_else(|| Error::internal("a source has no versions"))?;
+        let versions = self.versions(pass)?;
         let rows = match side {
             Side::Old | Side::New => RowFilter::All,
             Side::Unchanged if versions.added.is_empty() => RowFilter::All,
@@ -105,24 +159,42 @@ impl Operator for Scan {
                 return Err(Error::internal("a full refresh has no old versions"));
             }
         };
+        self.shown(node, self.rows(dataset, rows, true)?).map(Some)
+    }
+}
+
+impl Scan {
+    fn versions<'a>(&self, pass: &'a Pass) -> Result<&'a SourceVersions> {
+        let versions = pass.sources.get(self.place);
+        versions.ok_or_else(|| Error::internal("a source has no versions"))
+    }
+
+    fn row_id(&self) -> Expr {
+        col(Column::new(Some(self.name.clone()), "_rowid"))
+    }
+
+    /// Rows of a version, with all columns of the table.
+    fn rows(
+        &self,
+        dataset: &Arc<Dataset>,
+        rows: RowFilter,
+        is_filtered: bool,
+    ) -> Result<LogicalPlan> {
         let provider =
             LanceTable::new(&self.source.table, Arc::clone(dataset), true).with_rows(rows);
-        let plan = LogicalPlanBuilder::scan(
-            self.name.clone(),
-            provider_as_source(Arc::new(provider)),
-            None,
-        )?;
-        let plan = match conjunction(self.filters.clone()) {
+        let provider = provider_as_source(Arc::new(provider));
+        let plan = LogicalPlanBuilder::scan(self.name.clone(), provider, None)?;
+        let plan = match conjunction(self.filters.clone()).filter(|_| is_filtered) {
             Some(filter) => plan.filter(filter)?,
             None => plan,
         };
-        let row_id = Column::new(Some(self.name.clone()), "_rowid");
+        Ok(plan.build()?)
+    }
+
+    /// The columns of the node, and its key.
+    fn shown(&self, node: &Node, rows: LogicalPlan) -> Result<LogicalPlan> {
         let mut all = columns(&self.schema);
-        all.extend(
-            node.keys
-                .iter()
-                .map(|key| col(row_id.clone()).alias(&key.name)),
-        );
-        Ok(Some(project(plan.build()?, all)?))
+        all.extend(node.keys.iter().map(|key| self.row_id().alias(&key.name)));
+        Ok(project(rows, all)?)
     }
 }

@@ -6,7 +6,8 @@
 use async_trait::async_trait;
 use datafusion::logical_expr::{Expr, Limit, LogicalPlan, LogicalPlanBuilder, SortExpr};
 
-use super::operator::{Node, Operator, Pass};
+use super::operator::{Node, Operator};
+use super::pass::Pass;
 use super::relation::{Side, key_columns};
 use crate::Result;
 

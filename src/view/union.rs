@@ -7,9 +7,10 @@ use async_trait::async_trait;
 use datafusion::common::{Column, ScalarValue};
 use datafusion::logical_expr::{Expr, LogicalPlan, lit};
 
-use super::operator::{Node, Operator, Pass};
-use super::relation::{Side, project, union};
-use crate::Result;
+use super::operator::{Node, Operator};
+use super::pass::Pass;
+use super::relation::{Restriction, Side, project, union};
+use crate::{Error, Result};
 
 /// All rows of all branches.
 #[derive(Debug)]
@@ -32,10 +33,40 @@ impl Operator for UnionAll {
         true
     }
 
+    async fn restricted(
+        &self,
+        node: &Node,
+        pass: &Pass,
+        restriction: &Restriction,
+    ) -> Result<Option<LogicalPlan>> {
+        let mut parts = Vec::with_capacity(self.branches.len());
+        for branch in &self.branches {
+            let (own, below) = (node.schema.columns(), branch.schema.columns());
+            let below = restriction.over(|column| {
+                let place = own.iter().position(|other| other == column)?;
+                below.get(place).cloned().map(Expr::Column)
+            })?;
+            let below = below.ok_or_else(|| Error::internal("a branch has too few columns"))?;
+            parts.push(branch.stream_restricted(pass, &below).await?);
+        }
+        self.of_parts(node, parts)
+    }
+
     async fn relation(&self, node: &Node, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>> {
         let mut parts = Vec::with_capacity(self.branches.len());
-        for (number, branch) in self.branches.iter().enumerate() {
-            let Some(rows) = branch.relation(pass, side).await? else {
+        for branch in &self.branches {
+            parts.push(branch.relation(pass, side).await?);
+        }
+        self.of_parts(node, parts)
+    }
+}
+
+impl UnionAll {
+    /// The union of rows of each branch.
+    fn of_parts(&self, node: &Node, rows: Vec<Option<LogicalPlan>>) -> Result<Option<LogicalPlan>> {
+        let mut parts = Vec::with_capacity(self.branches.len());
+        for (number, (branch, rows)) in self.branches.iter().zip(rows).enumerate() {
+            let Some(rows) = rows else {
                 continue;
             };
             let mut all: Vec<Expr> = branch

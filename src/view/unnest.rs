@@ -12,7 +12,8 @@ use datafusion::functions::expr_fn::greatest;
 use datafusion::functions_nested::expr_fn::{array_length, range};
 use datafusion::logical_expr::{Expr, LogicalPlan, Unnest, cast, lit, when};
 
-use super::operator::{Node, Operator, Pass};
+use super::operator::{Node, Operator};
+use super::pass::Pass;
 use super::relation::{KeyColumn, Side, columns, key_columns, project};
 use crate::{Error, Result};
 

@@ -9,11 +9,11 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use datafusion::logical_expr::{Expr, Filter, LogicalPlan, Window};
+use datafusion::logical_expr::{Expr, LogicalPlan, Window};
 
-use super::keys::in_keys;
-use super::operator::{Node, Operator, Pass};
-use super::relation::Side;
+use super::operator::{Node, Operator};
+use super::pass::Pass;
+use super::relation::{Restriction, Side};
 use crate::Result;
 
 /// Window functions.
@@ -41,27 +41,58 @@ impl Operator for Windows {
         vec![&self.input]
     }
 
-    async fn relation(&self, node: &Node, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>> {
-        let Some(mut rows) = self.input.relation(pass, side.whole()).await? else {
+    async fn restricted(
+        &self,
+        node: &Node,
+        pass: &Pass,
+        restriction: &Restriction,
+    ) -> Result<Option<LogicalPlan>> {
+        let touched = self.touched(node, pass).await?;
+        let is_by_partition = (restriction.key.iter()).all(|part| self.partitions.contains(part));
+        let rows = match is_by_partition {
+            true => self.input.restricted(pass, Side::New, restriction).await?,
+            false => self.input.relation(pass, Side::New).await?,
+        };
+        let Some(rows) = rows else {
             return Ok(None);
         };
-        if !matches!(side, Side::Old | Side::New) {
-            let touched = pass
-                .touched(3 * node.id, &[(&self.input, &self.partitions[..])])
-                .await?;
-            match (side == Side::Unchanged, touched.is_empty()) {
-                (true, true) => {}
-                (false, true) => return Ok(None),
-                (is_unchanged, false) => {
-                    let mut restriction = in_keys(&touched, self.partitions.clone());
-                    if is_unchanged {
-                        restriction = !restriction;
-                    }
-                    rows = LogicalPlan::Filter(Filter::try_new(restriction, Arc::new(rows))?);
-                }
+        let rows = self.over(node, touched.filter_others(rows)?)?;
+        Ok(Some(match is_by_partition {
+            true => rows,
+            false => restriction.filter(rows)?,
+        }))
+    }
+
+    async fn relation(&self, node: &Node, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>> {
+        let rows = match side {
+            Side::Old | Side::New => self.input.relation(pass, side).await?,
+            Side::Unchanged => {
+                let touched = self.touched(node, pass).await?;
+                let rows = self.input.relation(pass, Side::New).await?;
+                rows.map(|rows| touched.filter_others(rows)).transpose()?
             }
-        }
+            Side::Removed | Side::Added => {
+                let touched = self.touched(node, pass).await?;
+                self.input.restricted(pass, side, &touched).await?
+            }
+        };
+        rows.map(|rows| self.over(node, rows)).transpose()
+    }
+}
+
+impl Windows {
+    /// The partitions of the rows that are removed from the input or added to it.
+    async fn touched(&self, node: &Node, pass: &Pass) -> Result<Restriction> {
+        let inputs = [(&self.input, &self.partitions[..])];
+        Ok(Restriction {
+            key: self.partitions.clone(),
+            keys: pass.touched(3 * node.id, &inputs).await?,
+        })
+    }
+
+    /// The functions over rows of the input.
+    fn over(&self, node: &Node, rows: LogicalPlan) -> Result<LogicalPlan> {
         let over = Window::try_new(self.functions.clone(), Arc::new(rows))?;
-        node.arrange(LogicalPlan::Window(over)).map(Some)
+        node.arrange(LogicalPlan::Window(over))
     }
 }
