@@ -310,7 +310,7 @@ impl One {
         let FoundState::State(state) = find_state(&self.view, &table.dataset).await? else {
             return Ok(false);
         };
-        for source in &state.sources {
+        for source in state.tables() {
             let shown = source.version.version;
             let is_newer = |version: &u64| shown > *version;
             // A table that was made again has lower versions.

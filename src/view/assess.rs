@@ -3,27 +3,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use datafusion::arrow::datatypes::{Field, Schema};
-use datafusion::common::tree_node::TreeNodeRecursion;
-use datafusion::datasource::source_as_provider;
+use datafusion::arrow::datatypes::Schema;
 use datafusion::execution::SessionState;
-use datafusion::logical_expr::LogicalPlan;
 use lance::Dataset;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::classify::{Classified, Obstacle, classify, source_of};
-use super::operator::Node;
 use super::options::{RefreshMode, ViewOptions};
-use super::plan::{check_sources, plan_query, unstable_function};
-use super::relation::hidden_names;
-use super::source::{Source, SourceVersions};
+use super::query::Query;
+use super::source::{Origin, Source, SourceVersions};
 use super::state::{FoundState, SourceState, ViewState, find_state};
-use crate::database::definition::HIDDEN;
-use crate::database::expression::stored_type;
 use crate::database::materialized_view::ViewDefinition;
 use crate::database::view::Reading;
-use crate::database::{Database, LanceTable, Table};
+use crate::database::{Database, Table};
 use crate::delta::{self, Delta, FieldIdentity, VersionStamp};
 use crate::storage::RowSet;
 use crate::{Error, Result};
@@ -40,116 +32,6 @@ pub const STATE_LOST: &str = "STATE_LOST";
 pub const TARGET_MODIFIED: &str = "TARGET_MODIFIED";
 /// Reason code: the query gives other rows each time.
 pub const EXPRESSION_NOT_DETERMINISTIC: &str = "EXPRESSION_NOT_DETERMINISTIC";
-
-/// A query that was planned for maintenance.
-#[derive(Debug)]
-pub(super) struct Query {
-    /// Its plan.
-    pub(super) plan: LogicalPlan,
-    /// Its operators; `None` if it can only be computed in full.
-    pub(super) root: Option<Node>,
-    /// The reason code if it can only be computed in full; empty otherwise.
-    pub(super) obstacle: String,
-    /// What it reads, each table at one version.
-    pub(super) sources: Vec<Source>,
-    /// Names of its columns.
-    pub(super) names: Vec<String>,
-}
-
-impl Query {
-    /// Plans the query of a definition, which sees its sources as `reading` says.
-    pub(super) async fn plan(
-        state: &SessionState,
-        definition: &ViewDefinition,
-        reading: Reading,
-    ) -> Result<Self> {
-        let state = definition.session(state)?;
-        let plan = reading.scope(plan_query(&state, definition)).await?;
-        check_sources(&plan)?;
-        let names = names(&plan, &definition.columns)?;
-        let unstable = unstable_function(&plan)?;
-        let (root, obstacle, mut sources) = match (unstable, classify(&plan)) {
-            (_, Err(Obstacle::Refused(error))) => return Err(error),
-            (None, Ok(Classified { root, sources })) => (Some(root), String::new(), sources),
-            (None, Err(Obstacle::Full(code))) => (None, code, sources_of(&plan)?),
-            (Some(_), _) => (
-                None,
-                EXPRESSION_NOT_DETERMINISTIC.to_string(),
-                sources_of(&plan)?,
-            ),
-        };
-        one_version_each(&mut sources);
-        Ok(Self {
-            plan,
-            root,
-            obstacle,
-            sources,
-            names,
-        })
-    }
-
-    /// The columns of the table that holds its rows: its own, and the key behind them.
-    pub(super) fn schema(&self) -> Schema {
-        let shown = self.plan.schema().fields().iter().zip(&self.names);
-        let mut fields: Vec<Field> = shown
-            .map(|(field, name)| Field::new(name, stored_type(field.data_type()), true))
-            .collect();
-        let keys = self.root.as_ref().map_or(&[][..], |root| &root.keys);
-        for (name, key) in hidden_names(keys).into_iter().zip(keys) {
-            let hidden = BTreeMap::from([(HIDDEN.to_string(), "true".to_string())]);
-            let field = Field::new(name, stored_type(&key.data_type), true);
-            fields.push(field.with_metadata(hidden.into_iter().collect()));
-        }
-        Schema::new(fields)
-    }
-}
-
-fn names(plan: &LogicalPlan, given: &[String]) -> Result<Vec<String>> {
-    let fields = plan.schema().fields();
-    if !given.is_empty() && given.len() != fields.len() {
-        return Err(Error::invalid(format!(
-            "the query has {} columns, but {} names are given",
-            fields.len(),
-            given.len()
-        )));
-    }
-    let names: Vec<String> = match given.is_empty() {
-        true => fields.iter().map(|field| field.name().clone()).collect(),
-        false => given.to_vec(),
-    };
-    for (place, name) in names.iter().enumerate() {
-        if names[..place].contains(name) {
-            return Err(Error::invalid(format!("two columns are named '{name}'"))
-                .with_hint("give one of them another name with AS"));
-        }
-    }
-    Ok(names)
-}
-
-fn sources_of(plan: &LogicalPlan) -> Result<Vec<Source>> {
-    let mut sources = Vec::new();
-    plan.apply_with_subqueries(|node| {
-        if let LogicalPlan::TableScan(scan) = node {
-            let provider = source_as_provider(&scan.source)?;
-            if let Some(table) = provider.downcast_ref::<LanceTable>() {
-                sources.push(source_of(scan, table));
-            }
-        }
-        Ok(TreeNodeRecursion::Continue)
-    })?;
-    Ok(sources)
-}
-
-/// A table that stands in a query twice is read at one version, though others may have committed while it was planned.
-fn one_version_each(sources: &mut [Source]) {
-    let mut datasets: BTreeMap<String, Arc<Dataset>> = BTreeMap::new();
-    for source in sources {
-        let dataset = datasets
-            .entry(source.table.clone())
-            .or_insert_with(|| Arc::clone(&source.dataset));
-        source.dataset = Arc::clone(dataset);
-    }
-}
 
 /// What is asked of a refresh.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -190,18 +72,129 @@ pub struct SourceChange {
 /// What a refresh has to do.
 #[derive(Debug)]
 pub(super) struct Assessment {
+    /// What has to be done with the rows of the view.
+    pub(super) view: Part,
+    /// The same of its stages, in their order.
+    pub(super) stages: Vec<Part>,
+    /// What changed in the tables that it reads: in those of its own, and behind them in those of its stages.
+    pub(super) changes: Vec<SourceChange>,
+}
+
+impl Assessment {
+    /// `none`, `incremental` or `full`.
+    pub(super) fn mode(&self) -> &'static str {
+        self.view.mode
+    }
+
     /// The query.
-    pub(super) query: Query,
+    pub(super) fn query(&self) -> &Query {
+        &self.view.query
+    }
+}
+
+/// What has to be done with the rows of a view, or of a stage.
+#[derive(Debug)]
+pub(super) struct Part {
+    /// The query.
+    pub(super) query: Arc<Query>,
     /// `none`, `incremental` or `full`.
     pub(super) mode: &'static str,
-    /// The reason code of a full refresh; empty otherwise.
+    /// The reason code if it is `full`; empty otherwise.
     pub(super) reason: String,
-    /// What changed, in the order of the query's sources.
-    pub(super) changes: Vec<SourceChange>,
+    /// What the state is of.
+    definition: String,
+    /// Its sources, in order.
+    sources: Vec<PartSource>,
+    /// The tables of its stages, at the versions that are read.
+    below: Vec<SourceState>,
+}
+
+/// A source of a part.
+#[derive(Debug)]
+enum PartSource {
+    /// A table, and what it is read at.
+    Table(SourceState, SourceVersions),
+    /// A stage, whose version is known once it is refreshed; and the one that the rows reflect, if they are not all computed
+    /// anew.
+    Stage(usize, Option<VersionStamp>),
+}
+
+impl Part {
+    /// What there is to read, and the state once it is done, when the stages have these versions.
+    pub(super) async fn complete(
+        self,
+        database: &Database,
+        stages: &[Arc<Dataset>],
+    ) -> Result<Complete> {
+        let mut versions = Vec::with_capacity(self.sources.len());
+        let mut sources = Vec::with_capacity(self.sources.len());
+        for (source, planned) in self.sources.into_iter().zip(&self.query.sources) {
+            let (state, found) = match source {
+                PartSource::Table(state, versions) => (state, versions),
+                PartSource::Stage(place, since) => {
+                    let stage = stages.get(place);
+                    let stage = stage.ok_or_else(|| Error::internal("a stage is missing"))?;
+                    let state = source_state(planned, stage).await?;
+                    let versions = match since {
+                        None => everything(stage),
+                        Some(since) => match between(database, &state, &since, stage).await? {
+                            Between::Rows(versions, _) => versions,
+                            Between::Full(reason) => {
+                                return Err(Error::internal(format!(
+                                    "a stage can't be compared: {reason}"
+                                )));
+                            }
+                        },
+                    };
+                    (state, versions)
+                }
+            };
+            sources.push(state);
+            versions.push(found);
+        }
+        let is_same =
+            |source: &SourceVersions| source.removed.is_empty() && source.added.is_empty();
+        let mode = match self.mode {
+            "incremental" if versions.iter().all(is_same) => "none",
+            mode => mode,
+        };
+        Ok(Complete {
+            query: self.query,
+            mode,
+            versions,
+            state: ViewState {
+                definition: self.definition,
+                sources,
+                below: self.below,
+                mode: self.mode.to_string(),
+                reason: self.reason,
+            },
+        })
+    }
+}
+
+/// A part all of whose sources are known.
+#[derive(Debug)]
+pub(super) struct Complete {
+    /// The query.
+    pub(super) query: Arc<Query>,
+    /// `none`, `incremental` or `full`.
+    pub(super) mode: &'static str,
     /// The versions to read.
     pub(super) versions: Vec<SourceVersions>,
     /// The state once it is done.
     pub(super) state: ViewState,
+}
+
+impl Complete {
+    /// Whether the rows reflect these versions already.
+    pub(super) fn is_current(&self) -> bool {
+        self.mode == "none"
+            && self.versions.iter().all(|source| {
+                let old = source.old.as_ref().map(|old| old.version().version);
+                old == Some(source.new.version().version)
+            })
+    }
 }
 
 /// Finds out what a refresh of `view` has to do.
@@ -228,33 +221,47 @@ pub(super) async fn assess(
     };
     // It need not be computed where nothing changed.
     let always_full = wanted.scope == Scope::Auto && options.refresh_mode == RefreshMode::Full;
-    let mut sources = Vec::with_capacity(query.sources.len());
-    for source in &query.sources {
-        let columns = source.columns.iter().map(|column| {
-            FieldIdentity::of(&source.dataset, column).ok_or_else(|| {
-                Error::internal(format!("column '{column}' of '{}' is gone", source.table))
-            })
-        });
-        sources.push(SourceState {
-            table: source.table.clone(),
-            version: VersionStamp::of(&source.dataset).await?,
-            columns: columns.collect::<Result<_>>()?,
-        });
-    }
-    let found = find_state(&view.name, &view.dataset).await?;
     let digest = digest(database, definition).await?;
-    let compared = compare(database, &digest, &query, &sources, found).await?;
-    let (versions, changes, reason) = match compared {
-        Compared::Changes(versions, changes) => (versions, changes, String::new()),
-        Compared::Full(reason) => {
-            let (versions, changes) = whole(&query);
-            (versions, changes, reason)
+    let now = States::of(&query).await?;
+    let mut found = Vec::with_capacity(query.stages.len());
+    let mut stages = Vec::with_capacity(query.stages.len());
+    let mut obstacle = None;
+    for (stage, now) in query.stages.iter().zip(&now.of_stages) {
+        let state = match stage.open(database).await? {
+            Some(table) => find_state(&table.name, &table.dataset).await?,
+            None => FoundState::Never,
+        };
+        let definition = stage.definition(&digest);
+        let compared = compare(database, &definition, &stage.query, now, &state).await?;
+        if let Compared::Full(reason) = &compared {
+            obstacle.get_or_insert(reason.clone());
+        }
+        found.push(state);
+        stages.push(compared);
+    }
+    let of_view = find_state(&view.name, &view.dataset).await?;
+    let mut compared = compare(database, &digest, &query, &now.own, &of_view).await?;
+    let mut below = Vec::new();
+    if let (Compared::Changes(..), FoundState::State(state)) = (&compared, &of_view) {
+        match compare_below(database, state, &query, &now, &found, &stages).await? {
+            Ok(changes) => below = changes,
+            Err(reason) => compared = Compared::Full(reason),
+        }
+    }
+    if let (Compared::Changes(..), Some(reason)) = (&compared, obstacle) {
+        compared = Compared::Full(reason);
+    }
+    let reason = match &compared {
+        Compared::Full(reason) => reason.clone(),
+        Compared::Changes(..) => String::new(),
+    };
+    let is_same = match &compared {
+        Compared::Full(_) => false,
+        Compared::Changes(_, changes) => {
+            let mut changes = changes.iter().chain(&below);
+            changes.all(|change| change.rows == Some([0, 0, 0]))
         }
     };
-    let is_same = reason.is_empty()
-        && versions
-            .iter()
-            .all(|source| source.removed.is_empty() && source.added.is_empty());
     let (mode, reason) = match scope {
         Scope::Full if reason.is_empty() => ("full", REQUESTED_FULL.to_string()),
         _ if is_same && query.obstacle != EXPRESSION_NOT_DETERMINISTIC => ("none", reason),
@@ -273,24 +280,138 @@ pub(super) async fn assess(
             _ => format!("REFRESH MATERIALIZED VIEW {} FULL", view.name),
         }));
     }
-    let (versions, changes) = match mode {
-        "full" => whole(&query),
-        _ => (versions, changes),
-    };
-    let state = ViewState {
-        definition: digest,
-        sources,
-        mode: mode.to_string(),
-        reason: reason.clone(),
+    let all_anew = reason == REQUESTED_FULL;
+    let planned = query.stages.iter().map(|stage| Arc::clone(&stage.query));
+    let mut parts = Vec::with_capacity(stages.len());
+    for (((query, compared), stage), now) in
+        planned.zip(stages).zip(&query.stages).zip(&now.of_stages)
+    {
+        let compared = match compared {
+            Compared::Changes(..) if all_anew => Compared::Full(reason.clone()),
+            compared => compared,
+        };
+        let (mode, reason) = match &compared {
+            Compared::Full(reason) => ("full", reason.clone()),
+            Compared::Changes(..) => ("incremental", String::new()),
+        };
+        parts.push(Part {
+            sources: part_sources(&query, now, compared),
+            query,
+            mode,
+            reason,
+            definition: stage.definition(&digest),
+            below: Vec::new(),
+        });
+    }
+    let (compared, changes) = match (mode, compared) {
+        ("full", _) | (_, Compared::Full(_)) => {
+            let changes = query.tables().map(|(source, dataset)| SourceChange {
+                table: source.table.clone(),
+                from: None,
+                to: dataset.version().version,
+                rows: None,
+                commits: 0,
+            });
+            (Compared::Full(reason.clone()), changes.collect())
+        }
+        (_, Compared::Changes(sources, changes)) => {
+            let changes = changes.into_iter().chain(below).collect();
+            (Compared::Changes(sources, Vec::new()), changes)
+        }
     };
     Ok(Assessment {
-        query,
-        mode,
-        reason,
+        view: Part {
+            sources: part_sources(&query, &now.own, compared),
+            query: Arc::new(query),
+            mode,
+            reason,
+            definition: digest,
+            below: now.of_stages.into_iter().flatten().flatten().collect(),
+        },
+        stages: parts,
         changes,
-        versions,
-        state,
     })
+}
+
+/// The states of sources once they are read; of stages there are none yet.
+struct States {
+    own: Vec<Option<SourceState>>,
+    of_stages: Vec<Vec<Option<SourceState>>>,
+}
+
+impl States {
+    async fn of(query: &Query) -> Result<Self> {
+        let mut of_stages = Vec::with_capacity(query.stages.len());
+        for stage in &query.stages {
+            of_stages.push(source_states(&stage.query).await?);
+        }
+        Ok(Self {
+            own: source_states(query).await?,
+            of_stages,
+        })
+    }
+}
+
+async fn source_states(query: &Query) -> Result<Vec<Option<SourceState>>> {
+    let mut states = Vec::with_capacity(query.sources.len());
+    for source in &query.sources {
+        states.push(match source.dataset() {
+            Some(dataset) => Some(source_state(source, dataset).await?),
+            None => None,
+        });
+    }
+    Ok(states)
+}
+
+/// The state of a source that is read at the version of `dataset`.
+async fn source_state(source: &Source, dataset: &Dataset) -> Result<SourceState> {
+    let columns = source.columns.iter().map(|column| {
+        FieldIdentity::of(dataset, column).ok_or_else(|| {
+            Error::internal(format!("column '{column}' of '{}' is gone", source.table))
+        })
+    });
+    Ok(SourceState {
+        table: source.table.clone(),
+        version: VersionStamp::of(dataset).await?,
+        columns: columns.collect::<Result<_>>()?,
+    })
+}
+
+fn part_sources(query: &Query, now: &[Option<SourceState>], compared: Compared) -> Vec<PartSource> {
+    let compared = match compared {
+        Compared::Changes(sources, _) => sources.into_iter().map(Some).collect(),
+        Compared::Full(_) => vec![None; query.sources.len()],
+    };
+    let sources = query.sources.iter().zip(now).zip(compared);
+    sources
+        .map(|((source, now), compared)| match (&source.origin, now) {
+            (Origin::Table(dataset), Some(now)) => {
+                let versions = match compared {
+                    Some(Since::Table(versions)) => versions,
+                    _ => everything(dataset),
+                };
+                PartSource::Table(now.clone(), versions)
+            }
+            (Origin::Table(_), None) => PartSource::Stage(usize::MAX, None),
+            (Origin::Stage(place), _) => PartSource::Stage(
+                *place,
+                match compared {
+                    Some(Since::Stage(version)) => Some(version),
+                    _ => None,
+                },
+            ),
+        })
+        .collect()
+}
+
+/// All rows of a version.
+fn everything(dataset: &Arc<Dataset>) -> SourceVersions {
+    SourceVersions {
+        old: None,
+        new: Arc::clone(dataset),
+        removed: Arc::default(),
+        added: Arc::default(),
+    }
 }
 
 /// The digest of a definition together with the views that it reads, which may be replaced.
@@ -310,34 +431,30 @@ pub(super) async fn digest(database: &Database, definition: &ViewDefinition) -> 
     Ok(format!("{:x}", hash.finalize()))
 }
 
-fn whole(query: &Query) -> (Vec<SourceVersions>, Vec<SourceChange>) {
-    let versions = query.sources.iter().map(|source| SourceVersions {
-        old: None,
-        new: Arc::clone(&source.dataset),
-        removed: Arc::default(),
-        added: Arc::default(),
-    });
-    let changes = query.sources.iter().map(|source| SourceChange {
-        table: source.table.clone(),
-        from: None,
-        to: source.dataset.version().version,
-        rows: None,
-        commits: 0,
-    });
-    (versions.collect(), changes.collect())
-}
-
+/// What changed since a state.
 enum Compared {
-    Changes(Vec<SourceVersions>, Vec<SourceChange>),
+    /// Rows of the sources, in their order, and what to say of the tables among them.
+    Changes(Vec<Since>, Vec<SourceChange>),
+    /// All has to be computed, for this reason code.
     Full(String),
 }
 
+/// What changed in a source since a state.
+#[derive(Clone)]
+enum Since {
+    /// The versions of a table.
+    Table(SourceVersions),
+    /// The version of a stage that the rows reflect.
+    Stage(VersionStamp),
+}
+
+/// What changed in the sources of a query since `found`. `now` are the states of its tables.
 async fn compare(
     database: &Database,
-    digest: &str,
+    definition: &str,
     query: &Query,
-    sources: &[SourceState],
-    found: FoundState,
+    now: &[Option<SourceState>],
+    found: &FoundState,
 ) -> Result<Compared> {
     let full = |reason: &str| Ok(Compared::Full(reason.to_string()));
     let state = match found {
@@ -346,55 +463,147 @@ async fn compare(
         FoundState::Modified => return full(TARGET_MODIFIED),
         FoundState::State(state) => state,
     };
-    let same_tables = state.sources.len() == sources.len()
-        && state
-            .sources
-            .iter()
-            .zip(sources)
-            .all(|(then, now)| then.table == now.table);
-    if state.definition != digest || !same_tables {
+    let planned = query.sources.iter().map(|source| &source.table);
+    let same_tables = planned.eq(state.sources.iter().map(|source| &source.table));
+    if state.definition != definition || !same_tables {
         return full(DEFINITION_CHANGED);
     }
-    let (mut versions, mut changes) = (Vec::new(), Vec::new());
-    for ((then, now), source) in state.sources.iter().zip(sources).zip(&query.sources) {
-        let is_same = |then: &FieldIdentity, now: &FieldIdentity| {
-            (then.id, &then.data_type) == (now.id, &now.data_type)
+    let (mut sources, mut changes) = (Vec::new(), Vec::new());
+    for ((then, now), source) in state.sources.iter().zip(now).zip(&query.sources) {
+        let (Some(now), Some(dataset)) = (now, source.dataset()) else {
+            let stage = database.table_at(&then.table, Some(then.version.version));
+            let is_there = match stage.await {
+                Ok(table) => VersionStamp::of(&table.dataset).await? == then.version,
+                Err(_) => false,
+            };
+            if !is_there {
+                return full(STATE_LOST);
+            }
+            sources.push(Since::Stage(then.version.clone()));
+            continue;
         };
-        let same_columns = then.columns.len() == now.columns.len()
-            && then
-                .columns
-                .iter()
-                .all(|then| now.columns.iter().any(|now| is_same(then, now)));
-        if !same_columns {
-            return full(delta::FullReason::InputReplaced.code());
+        match changed(database, then, now, dataset).await? {
+            Between::Full(reason) => return full(reason),
+            Between::Rows(versions, change) => {
+                sources.push(Since::Table(versions));
+                changes.push(change);
+            }
         }
-        let from = then.version.version;
-        let found = match delta::changes(&source.dataset, &then.version, &now.columns).await? {
-            Delta::Everything(reason) => return full(reason.code()),
-            Delta::Rows(found) => found,
-        };
-        let old = match database.table_at(&source.table, Some(from)).await {
-            Ok(table) => table.dataset,
-            Err(_) => return full(delta::FullReason::SourceVersionGone.code()),
-        };
-        let rows = [&found.inserted, &found.updated, &found.deleted].map(RowSet::len);
-        let removed = found.updated.clone().union(&found.deleted);
-        let added = found.updated.union(&found.inserted);
-        changes.push(SourceChange {
-            table: source.table.clone(),
-            from: Some(from),
-            to: now.version.version,
-            rows: Some(rows),
-            commits: found.commits,
-        });
-        versions.push(SourceVersions {
-            old: Some(old),
-            new: Arc::clone(&source.dataset),
-            removed: Arc::new(removed),
-            added: Arc::new(added),
-        });
     }
-    Ok(Compared::Changes(versions, changes))
+    Ok(Compared::Changes(sources, changes))
+}
+
+/// What changed in the tables of the stages since the state of the view; the reason code if that can't be said.
+async fn compare_below(
+    database: &Database,
+    state: &ViewState,
+    query: &Query,
+    now: &States,
+    found: &[FoundState],
+    compared: &[Compared],
+) -> Result<std::result::Result<Vec<SourceChange>, String>> {
+    let tables = now.of_stages.iter().flatten().flatten();
+    if !tables
+        .map(|now| &now.table)
+        .eq(state.below.iter().map(|then| &then.table))
+    {
+        return Ok(Err(DEFINITION_CHANGED.to_string()));
+    }
+    let mut then = state.below.iter();
+    let mut changes = Vec::with_capacity(state.below.len());
+    for (((stage, now), found), compared) in (query.stages.iter().zip(&now.of_stages))
+        .zip(found)
+        .zip(compared)
+    {
+        let known = match (found, compared) {
+            (FoundState::State(state), Compared::Changes(_, changes)) => {
+                let tables = stage.query.sources.iter().zip(&state.sources);
+                let tables = tables.filter(|(source, _)| source.dataset().is_some());
+                tables.map(|(_, then)| then).zip(changes).collect()
+            }
+            _ => Vec::new(),
+        };
+        let mut known = known.into_iter();
+        for (source, now) in stage.query.sources.iter().zip(now) {
+            let (Some(now), Some(dataset)) = (now, source.dataset()) else {
+                continue;
+            };
+            let (Some(then), known) = (then.next(), known.next()) else {
+                continue;
+            };
+            // Unless a refresh was killed, the view and its stage reflect the same version.
+            let change = match known {
+                Some((of_stage, change)) if of_stage.version == then.version => change.clone(),
+                _ => match changed(database, then, now, dataset).await? {
+                    Between::Full(reason) => return Ok(Err(reason.to_string())),
+                    Between::Rows(_, change) => change,
+                },
+            };
+            changes.push(change);
+        }
+    }
+    Ok(Ok(changes))
+}
+
+/// What changed between two versions.
+enum Between {
+    /// Rows.
+    Rows(SourceVersions, SourceChange),
+    /// It can't be told, for this reason code.
+    Full(&'static str),
+}
+
+async fn changed(
+    database: &Database,
+    then: &SourceState,
+    now: &SourceState,
+    dataset: &Arc<Dataset>,
+) -> Result<Between> {
+    let is_same = |then: &FieldIdentity, now: &FieldIdentity| {
+        (then.id, &then.data_type) == (now.id, &now.data_type)
+    };
+    let same_columns = then.columns.len() == now.columns.len()
+        && then
+            .columns
+            .iter()
+            .all(|then| now.columns.iter().any(|now| is_same(then, now)));
+    match same_columns {
+        true => between(database, now, &then.version, dataset).await,
+        false => Ok(Between::Full(delta::FullReason::InputReplaced.code())),
+    }
+}
+
+async fn between(
+    database: &Database,
+    now: &SourceState,
+    since: &VersionStamp,
+    dataset: &Arc<Dataset>,
+) -> Result<Between> {
+    let found = match delta::changes(dataset, since, &now.columns).await? {
+        Delta::Everything(reason) => return Ok(Between::Full(reason.code())),
+        Delta::Rows(found) => found,
+    };
+    let old = match database.table_at(&now.table, Some(since.version)).await {
+        Ok(table) => table.dataset,
+        Err(_) => return Ok(Between::Full(delta::FullReason::SourceVersionGone.code())),
+    };
+    let rows = [&found.inserted, &found.updated, &found.deleted].map(RowSet::len);
+    let removed = found.updated.clone().union(&found.deleted);
+    let added = found.updated.union(&found.inserted);
+    let change = SourceChange {
+        table: now.table.clone(),
+        from: Some(since.version),
+        to: now.version.version,
+        rows: Some(rows),
+        commits: found.commits,
+    };
+    let versions = SourceVersions {
+        old: Some(old),
+        new: Arc::clone(dataset),
+        removed: Arc::new(removed),
+        added: Arc::new(added),
+    };
+    Ok(Between::Rows(versions, change))
 }
 
 /// Refuses to refresh a view whose table can't hold what its query gives now. The columns of tables are fixed in the

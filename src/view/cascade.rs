@@ -12,8 +12,9 @@ use std::time::Instant;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
-use super::assess::{Query, Scope};
+use super::assess::Scope;
 use super::declare::tables_read;
+use super::query::Query;
 use super::refresh::{
     ViewRefresh, ViewReport, attempts, begin, conclude, open_view, until_stopped,
 };
@@ -181,7 +182,7 @@ impl Finder<'_> {
                     continue;
                 }
                 let computed = found.computed.entry(name.clone()).or_default();
-                for source in query.sources.iter().filter(|source| source.table == *name) {
+                for (source, _) in query.tables().filter(|(source, _)| source.table == *name) {
                     let stored = &table.definitions.stored;
                     let read = source.columns.iter().filter(|c| stored.contains_key(*c));
                     computed.extend(read.cloned());

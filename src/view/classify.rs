@@ -1,8 +1,9 @@
 //! From a query's plan to operators: which class each belongs to, and what its key is.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use datafusion::arrow::datatypes::DataType;
+use datafusion::arrow::datatypes::{DataType, Field};
 use datafusion::arrow::row::{RowConverter, SortField};
 use datafusion::common::ScalarValue;
 use datafusion::common::{Column, DFSchema, DFSchemaRef, DataFusionError, JoinType};
@@ -12,24 +13,27 @@ use datafusion::logical_expr::expr::{
 };
 use datafusion::logical_expr::{
     Aggregate, Expr, ExprSchemable, Join, Limit, LogicalPlan, Projection, SortExpr, TableScan,
-    Union, Unnest, Values, Window, WindowFrameUnits, lit,
+    Union, Unnest, Values, Window, WindowFrameUnits, cast, lit,
 };
+use datafusion::sql::TableReference;
 
 use super::constant::Constant;
 use super::group::Group;
 use super::join::InnerJoin;
 use super::matching::MatchingJoin;
 use super::operator::Node;
+use super::paid::is_paid;
 use super::relation::{KeyColumn, key_columns};
 use super::row::{ByRow, RowStep};
 use super::signed::{SignedGroup, states};
-use super::source::{Scan, Source};
+use super::source::{Origin, Scan, Source};
 use super::top::Top;
 use super::union::UnionAll;
 use super::unnest::Unnested;
 use super::window::Windows;
 use crate::Error;
 use crate::database::LanceTable;
+use crate::database::expression::stored_type;
 
 /// A query as operators.
 #[derive(Debug)]
@@ -37,6 +41,19 @@ pub(super) struct Classified {
     /// The last operator.
     pub(super) root: Node,
     /// The sources, in the order of the query.
+    pub(super) sources: Vec<Source>,
+    /// The stages, each behind those that it reads.
+    pub(super) stages: Vec<StagePlan>,
+}
+
+/// A part of a query whose rows are stored in a table of their own (see [`super::stage`]).
+#[derive(Debug)]
+pub(super) struct StagePlan {
+    /// The part.
+    pub(super) plan: LogicalPlan,
+    /// Its last operator.
+    pub(super) root: Node,
+    /// Its sources.
     pub(super) sources: Vec<Source>,
 }
 
@@ -73,6 +90,7 @@ pub(super) fn classify(plan: &LogicalPlan) -> Classification<Classified> {
     Ok(Classified {
         root,
         sources: classifier.sources,
+        stages: classifier.stages,
     })
 }
 
@@ -89,7 +107,7 @@ pub(super) fn source_of(scan: &TableScan, table: &LanceTable) -> Source {
     }
     Source {
         table: table.name().to_string(),
-        dataset: Arc::clone(table.dataset()),
+        origin: Origin::Table(Arc::clone(table.dataset())),
         columns,
     }
 }
@@ -103,8 +121,11 @@ struct Classifier {
     nodes: usize,
     keys: usize,
     sources: Vec<Source>,
+    stages: Vec<StagePlan>,
     /// Whether there are only projections above.
     is_at_top: bool,
+    /// Whether the rows of groupings are not stored, since they are the rows of the view, or of a stage.
+    is_stored: bool,
     /// Whether there is an operator above that reads what changed more than once.
     is_reread: bool,
 }
@@ -126,7 +147,11 @@ impl Classifier {
     }
 
     fn node(&mut self, plan: &LogicalPlan) -> Classification<Node> {
-        let is_reread = self.is_reread;
+        if !self.is_at_top && !self.is_stored && is_stage(plan) {
+            return self.stage(plan);
+        }
+        let (is_reread, is_stored) = (self.is_reread, self.is_stored);
+        self.is_stored &= matches!(plan, LogicalPlan::Union(_) | LogicalPlan::Projection(_));
         self.is_reread |= matches!(
             plan,
             LogicalPlan::Join(_)
@@ -135,7 +160,7 @@ impl Classifier {
                 | LogicalPlan::Limit(_)
         );
         let node = self.operator(plan);
-        self.is_reread = is_reread;
+        (self.is_reread, self.is_stored) = (is_reread, is_stored);
         node
     }
 
@@ -191,6 +216,58 @@ impl Classifier {
         }
     }
 
+    /// Reads the rows of `plan` from a table of their own.
+    fn stage(&mut self, plan: &LogicalPlan) -> Classification<Node> {
+        let mut inner = Self {
+            nodes: self.nodes,
+            keys: self.keys,
+            stages: std::mem::take(&mut self.stages),
+            is_at_top: true,
+            ..Self::default()
+        };
+        let root = inner.node(plan)?;
+        (self.nodes, self.keys) = (inner.nodes, inner.keys);
+        self.stages = inner.stages;
+        let (number, place) = (self.stages.len(), self.sources.len());
+        self.stages.push(StagePlan {
+            plan: plan.clone(),
+            root,
+            sources: inner.sources,
+        });
+        let names = stage_columns(plan.schema());
+        self.sources.push(Source {
+            table: String::new(),
+            origin: Origin::Stage(number),
+            columns: names.clone(),
+        });
+        let name = TableReference::bare(format!("__stage_{number}"));
+        let fields = plan.schema().fields().iter().zip(&names);
+        let fields = fields.map(|(field, column)| {
+            let stored = Field::new(column, stored_type(field.data_type()), true);
+            (Some(name.clone()), Arc::new(stored))
+        });
+        let schema = DFSchema::new_with_metadata(fields.collect(), HashMap::new())?;
+        let schema = Arc::new(schema);
+        let values = plan.schema().iter().zip(schema.columns());
+        let values = values.map(|((qualifier, field), column)| {
+            cast(Expr::Column(column), field.data_type().clone())
+                .alias_qualified(qualifier.cloned(), field.name())
+        });
+        let step = RowStep::Project(values.collect());
+        let scan = Scan {
+            place,
+            name,
+            filters: Vec::new(),
+            schema: Arc::clone(&schema),
+            is_reread: self.is_reread,
+        };
+        let keys = vec![self.key(DataType::UInt64, Some(place))];
+        let input = Node::new(self.next_node(), schema, keys.clone(), scan);
+        let operator = ByRow { input, step };
+        let schema = Arc::clone(plan.schema());
+        Ok(Node::new(self.next_node(), schema, keys, operator))
+    }
+
     fn scan(&mut self, scan: &TableScan) -> Classification<Node> {
         let provider = source_as_provider(&scan.source)?;
         let Some(table) = provider.downcast_ref::<LanceTable>() else {
@@ -201,13 +278,12 @@ impl Classifier {
         }
         let place = self.sources.len();
         let source = source_of(scan, table);
-        self.sources.push(source.clone());
+        self.sources.push(source);
         let keys = vec![self.key(DataType::UInt64, Some(place))];
         let schema = Arc::clone(&scan.projected_schema);
         let operator = Scan {
             place,
             name: scan.table_name.clone(),
-            source,
             filters: scan.filters.clone(),
             schema: Arc::clone(&schema),
             is_reread: self.is_reread,
@@ -301,7 +377,11 @@ impl Classifier {
     fn aggregate(&mut self, aggregate: &Aggregate, is_at_top: bool) -> Classification<Node> {
         if let [Expr::GroupingSet(sets)] = aggregate.group_expr.as_slice() {
             let union = grouping_sets(aggregate, sets)?;
-            return self.node(&union);
+            // Its groupings are not stored twice.
+            self.is_stored = true;
+            let node = self.operator(&union);
+            self.is_stored = false;
+            return node;
         }
         let input = self.node(&aggregate.input)?;
         check_keys(aggregate.group_expr.iter(), &input.schema)?;
@@ -395,7 +475,10 @@ impl Classifier {
             }
             _ => {}
         }
-        let input = self.node(input)?;
+        let input = match is_cheap(input) {
+            true => self.node(input)?,
+            false => self.stage(input)?,
+        };
         let (schema, keys) = (Arc::clone(&input.schema), input.keys.clone());
         let operator = Top {
             input,
@@ -404,6 +487,37 @@ impl Classifier {
             fetch: limit.fetch.clone(),
         };
         Ok(Node::new(self.next_node(), schema, keys, operator))
+    }
+}
+
+/// Names of the columns of the table that holds the rows of a stage.
+pub(super) fn stage_columns(schema: &DFSchema) -> Vec<String> {
+    let places = 1..=schema.fields().len();
+    places.map(|place| format!("column_{place}")).collect()
+}
+
+/// Whether the rows of a part of a query, above which there are other operators than projections, are stored: they cost more to
+/// compute again than to keep.
+fn is_stage(plan: &LogicalPlan) -> bool {
+    let is_dear = match plan {
+        LogicalPlan::Aggregate(_) => true,
+        LogicalPlan::Projection(projection) => projection.expr.iter().any(is_paid),
+        _ => false,
+    };
+    is_dear && reads_tables(plan)
+}
+
+fn reads_tables(plan: &LogicalPlan) -> bool {
+    matches!(plan, LogicalPlan::TableScan(_)) || plan.inputs().into_iter().any(reads_tables)
+}
+
+/// Whether what an order with a limit is over costs little to compute as a whole.
+fn is_cheap(plan: &LogicalPlan) -> bool {
+    match plan {
+        LogicalPlan::Join(_) | LogicalPlan::Window(_) => false,
+        // It is stored.
+        LogicalPlan::Aggregate(_) => true,
+        _ => plan.inputs().into_iter().all(is_cheap),
     }
 }
 

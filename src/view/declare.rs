@@ -8,8 +8,8 @@ use datafusion::common::DFSchema;
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::{EmptyRelation, LogicalPlan};
 
-use super::assess::Query;
 use super::options::ViewOptions;
+use super::query::Query;
 use crate::Result;
 use crate::database::Database;
 use crate::database::materialized_view::ViewDefinition;
@@ -47,14 +47,10 @@ pub async fn maintenance(state: &SessionState, definition: &ViewDefinition) -> R
         schema: Arc::new(DFSchema::try_from(schema.clone())?),
     });
     options.ordered(&definition.session(state)?, empty, &[])?;
-    let sources = query.sources.iter();
+    let sources = query.tables().map(|(source, _)| source);
     Ok(Maintenance {
         schema,
-        classes: query
-            .root
-            .as_ref()
-            .map(|root| root.classes())
-            .unwrap_or_default(),
+        classes: query.classes(),
         sources: sources
             .map(|source| (source.table.clone(), source.columns.clone()))
             .collect(),

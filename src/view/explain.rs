@@ -20,19 +20,18 @@ pub async fn explain(
         &request.wanted(),
     )
     .await?;
+    let (mode, query) = (assessment.mode(), assessment.query());
     let Assessment {
-        query,
-        mode,
-        reason,
+        view: part,
         changes,
         ..
-    } = assessment;
+    } = &assessment;
     let mut lines = vec![
         ("materialized view", view.name.clone()),
         ("mode", mode.to_string()),
         (
             "reason",
-            match (mode, reason.as_str()) {
+            match (mode, part.reason.as_str()) {
                 ("none", _) => "nothing that it reads has changed".to_string(),
                 ("incremental", _) => "only what changed in its sources".to_string(),
                 (_, reason) => explained(reason),
@@ -40,16 +39,16 @@ pub async fn explain(
         ),
         (
             "classes",
-            match &query.root {
-                Some(root) => root.classes().join(", "),
-                None => format!("full: {}", query.obstacle),
+            match query.obstacle.as_str() {
+                "" => query.classes().join(", "),
+                obstacle => format!("full: {obstacle}"),
             },
         ),
     ];
     if let Some(mend) = mend(&query.obstacle) {
         lines.push(("mend", mend.to_string()));
     }
-    for (change, source) in changes.iter().zip(&query.sources) {
+    for (change, (source, _)) in changes.iter().zip(query.tables()) {
         lines.push(("source", change.table.clone()));
         lines.push(("columns read", source.columns.join(", ")));
         let versions = match change.from {

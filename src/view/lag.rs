@@ -240,7 +240,7 @@ impl Watch {
     ) -> BoxFuture<'a, Result<Behind>> {
         async move {
             let mut behind = Behind::No;
-            for source in &state.sources {
+            for source in state.tables() {
                 let settled = self.settled.get(&(view.clone(), version));
                 let seen = settled.and_then(|sources| sources.get(&source.table).copied());
                 behind = behind.or(self.changed(database, source, seen).await?);

@@ -44,6 +44,11 @@ pub(super) trait Operator: Debug + Send + Sync {
         false
     }
 
+    /// Whether a change takes all of its rows away.
+    fn replaces_all(&self) -> bool {
+        false
+    }
+
     /// Its place among the sources of the query, if it is one.
     fn source(&self) -> Option<usize> {
         None
@@ -143,6 +148,11 @@ impl Node {
         self.operator.relation(self, pass, side).await
     }
 
+    /// What logs call it.
+    pub(super) fn name(&self) -> String {
+        format!("{} {}", self.operator.class(), self.id)
+    }
+
     /// Its input and the columns that it computes, if it is a projection.
     pub(super) fn projection(&self) -> Option<(&Node, &[Expr])> {
         self.operator.projection()
@@ -166,6 +176,14 @@ impl Node {
     /// Whether each row comes from single rows of the sources, whose ids are its key.
     pub(super) fn is_by_row(&self) -> bool {
         self.operator.is_by_row() && self.operator.inputs().iter().all(|input| input.is_by_row())
+    }
+
+    /// Whether a change takes all of its rows away.
+    pub(super) fn replaces_all(&self) -> bool {
+        match self.projection() {
+            Some((input, _)) => input.replaces_all(),
+            None => self.operator.replaces_all(),
+        }
     }
 
     /// How many rows its largest source has.

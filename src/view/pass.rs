@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use datafusion::arrow::array::RecordBatch;
 use datafusion::common::Column;
@@ -108,7 +109,13 @@ impl Pass {
         side: Side,
     ) -> Result<Option<LogicalPlan>> {
         let cell = self.kept_cell(Relation::Side(node.id, side)).await;
-        let kept = cell.get_or_try_init(async || self.keep(node.stream(self, side).await?).await);
+        let kept = cell.get_or_try_init(async || {
+            self.keep(
+                &format!("{} {side:?}", node.name()),
+                node.stream(self, side).await?,
+            )
+            .await
+        });
         match kept.await? {
             Kept::Empty => Ok(None),
             Kept::TooLarge => node.stream(self, side).await,
@@ -143,7 +150,8 @@ impl Pass {
                 .lock()
                 .await
                 .push(Arc::clone(&restriction.keys));
-            self.keep(node.stream_restricted(self, restriction).await?)
+            let what = format!("{} with {} keys", node.name(), restriction.keys.len());
+            self.keep(&what, node.stream_restricted(self, restriction).await?)
                 .await
         });
         Ok(match kept.await? {
@@ -166,7 +174,7 @@ impl Pass {
         Arc::clone(self.kept.lock().await.entry(relation).or_default())
     }
 
-    async fn keep(&self, plan: Option<LogicalPlan>) -> Result<Kept> {
+    async fn keep(&self, what: &str, plan: Option<LogicalPlan>) -> Result<Kept> {
         let Some(plan) = plan else {
             return Ok(Kept::Empty);
         };
@@ -175,7 +183,9 @@ impl Pass {
         let columns = columns
             .map(|(place, column)| Expr::Column(column).alias(format!("__column_{place}")))
             .collect();
+        let began = Instant::now();
         let mut rows = self.execute(&project(plan, columns)?).await?;
+        let planned = began.elapsed();
         let (mut batches, mut bytes) = (Vec::new(), 0);
         while let Some(batch) = rows.next().await {
             let batch = batch?;
@@ -187,6 +197,11 @@ impl Pass {
                 batches.push(batch);
             }
         }
+        log::debug!(
+            "{what}: {} rows, {bytes} bytes, planned in {planned:?}, all in {:?}",
+            batches.iter().map(RecordBatch::num_rows).sum::<usize>(),
+            began.elapsed()
+        );
         match batches.first().map(RecordBatch::schema) {
             Some(schema) => Ok(Kept::Rows(Arc::new(MemTable::try_new(
                 schema,
@@ -281,7 +296,13 @@ impl Pass {
             *found = Some(set.ok_or_else(|| Error::internal("a key can't be compared"))?);
         }
         if let Some(found) = found {
+            let began = Instant::now();
             found.extend(self.execute(&rows).await?).await?;
+            log::debug!(
+                "{} keys found by now, in {:?}",
+                found.len(),
+                began.elapsed()
+            );
         }
         Ok(())
     }

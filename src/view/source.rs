@@ -6,7 +6,8 @@
 //! - removed = the old version's rows of *U* ∪ *D*, added = the new version's rows of *I* ∪ *U*,
 //! - unchanged = the new version's rows but those of *I* ∪ *U*.
 //!
-//! A table that stands in a query twice is two sources, each with its own columns.
+//! A table that stands in a query twice is two sources, each with its own columns. What a query reads of one of its
+//! [stages](super::stage) is a source, too.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -32,10 +33,29 @@ use crate::{Error, Result};
 pub(super) struct Source {
     /// Its name in the database.
     pub(super) table: String,
-    /// The version that the query was planned with.
-    pub(super) dataset: Arc<Dataset>,
+    /// Where its rows come from.
+    pub(super) origin: Origin,
     /// The columns that the query reads, of those that are stored.
     pub(super) columns: Vec<String>,
+}
+
+/// Where the rows of a source come from.
+#[derive(Debug, Clone)]
+pub(super) enum Origin {
+    /// A table of the database, at the version that the query was planned with.
+    Table(Arc<Dataset>),
+    /// A stage of the query, as its place among the stages.
+    Stage(usize),
+}
+
+impl Source {
+    /// The version that the query was planned with, if it is a table of the database.
+    pub(super) fn dataset(&self) -> Option<&Arc<Dataset>> {
+        match &self.origin {
+            Origin::Table(dataset) => Some(dataset),
+            Origin::Stage(_) => None,
+        }
+    }
 }
 
 /// The versions that a pass reads of a source.
@@ -67,8 +87,6 @@ pub(super) struct Scan {
     pub(super) place: usize,
     /// What the query calls it.
     pub(super) name: TableReference,
-    /// The table.
-    pub(super) source: Source,
     /// Only rows for which all of these are true.
     pub(super) filters: Vec<Expr>,
     /// The columns of the node.
@@ -181,7 +199,7 @@ impl Scan {
         is_filtered: bool,
     ) -> Result<LogicalPlan> {
         let provider =
-            LanceTable::new(&self.source.table, Arc::clone(dataset), true).with_rows(rows);
+            LanceTable::new(self.name.table(), Arc::clone(dataset), true).with_rows(rows);
         let provider = provider_as_source(Arc::new(provider));
         let plan = LogicalPlanBuilder::scan(self.name.clone(), provider, None)?;
         let plan = match conjunction(self.filters.clone()).filter(|_| is_filtered) {

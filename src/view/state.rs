@@ -30,6 +30,9 @@ pub struct ViewState {
     pub definition: String,
     /// The sources, in the order of the query.
     pub sources: Vec<SourceState>,
+    /// The tables that the stages of the query read, in their order.
+    #[serde(default)]
+    pub below: Vec<SourceState>,
     /// The mode of the refresh that made it: `full` or `incremental`.
     pub mode: String,
     /// The reason code of a full refresh; empty otherwise.
@@ -37,6 +40,13 @@ pub struct ViewState {
 }
 
 impl ViewState {
+    /// The tables of the database among the sources, and those that the stages read.
+    pub fn tables(&self) -> impl Iterator<Item = &SourceState> {
+        let is_stage = |source: &&SourceState| source.table.contains('/');
+        let own = self.sources.iter().filter(move |source| !is_stage(source));
+        own.chain(&self.below)
+    }
+
     /// It as a transaction property.
     pub fn property(&self) -> Result<(String, String)> {
         let text = serde_json::to_string(self)

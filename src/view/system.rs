@@ -90,8 +90,7 @@ impl ViewRow {
                 self.populated = Some(true);
                 self.reflects = Some(versions(
                     state
-                        .sources
-                        .iter()
+                        .tables()
                         .map(|source| (&*source.table, source.version.version)),
                 ));
                 self.last_mode = Some(state.mode);
@@ -125,9 +124,9 @@ impl ViewRow {
         let assessment: Assessment = assess(database, state, table, definition, &wanted).await?;
         let changes = assessment.changes.iter();
         self.newest = Some(versions(changes.clone().map(|c| (&*c.table, c.to))));
-        self.next_mode = Some(assessment.mode.to_string());
-        match assessment.mode {
-            "full" => self.full_reason = Some(assessment.reason.clone()),
+        self.next_mode = Some(assessment.mode().to_string());
+        match assessment.mode() {
+            "full" => self.full_reason = Some(assessment.view.reason.clone()),
             _ => {
                 let rows = changes.filter_map(|change| change.rows);
                 self.rows_behind = Some(rows.flatten().sum());

@@ -34,6 +34,10 @@ impl Operator for Top {
         true
     }
 
+    fn replaces_all(&self) -> bool {
+        true
+    }
+
     fn inputs(&self) -> Vec<&Node> {
         vec![&self.input]
     }

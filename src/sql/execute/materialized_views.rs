@@ -23,6 +23,7 @@ use crate::view::declare::{Maintenance, tables_read};
 use crate::view::failures;
 use crate::view::reason::{explained, mend};
 use crate::view::refresh::{begin, open_view};
+use crate::view::stage::remove_stages;
 use crate::view::system::view_rows;
 use crate::{Error, ErrorKind, Result};
 
@@ -300,7 +301,9 @@ impl Executor {
         root.remove_own_folder(&format!("staged/{name}")).await
     }
 
+    /// Lets go of what is kept for a view that is not there any more.
     async fn release_sources(&self, definition: &ViewDefinition) -> Result<()> {
+        remove_stages(&self.database, &definition.id).await?;
         for name in tables_read(&self.database, definition).await? {
             if self.database.root().has_table(&name).await? {
                 let table = self.database.table(&name).await?;

@@ -1,0 +1,315 @@
+//! Maintains the rows of a view, or of a stage: computes those that change, writes and commits them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use datafusion::common::Column;
+use datafusion::datasource::provider_as_source;
+use datafusion::execution::{SendableRecordBatchStream, SessionState};
+use datafusion::logical_expr::{Expr, Filter, LogicalPlan, LogicalPlanBuilder, cast, lit};
+use datafusion::sql::TableReference;
+use lance::Dataset;
+use tokio::task::JoinSet;
+
+use super::apply::{Layout, StoredRows, changes};
+use super::assess::Complete;
+use super::keys::{in_keys, in_rows};
+use super::operator::Node;
+use super::options::ViewOptions;
+use super::paid;
+use super::pass::Pass;
+use super::progress::{Progress, counted};
+use super::relation::{Side, hidden_names, project};
+use crate::database::{LanceTable, Table};
+use crate::job::counters::{Count, Phase};
+use crate::job::driver::Driver;
+use crate::job::environment::Environment;
+use crate::storage::RowSet;
+use crate::storage::change::{Change, commit_change, discard_change, write_change};
+use crate::storage::properties::JOB;
+use crate::storage::scan::RowFilter;
+use crate::{Error, ErrorKind, Result};
+
+/// How often it is counted how far a refresh is.
+const COUNTING: Duration = Duration::from_millis(200);
+
+/// What maintains rows.
+pub(super) struct Maintenance<'a> {
+    pub(super) environment: &'a Environment,
+    /// The job.
+    pub(super) driver: &'a Driver,
+    /// A session with the settings of the view.
+    pub(super) session: SessionState,
+}
+
+/// What was done.
+pub(super) struct Maintained {
+    /// The table after it.
+    pub(super) dataset: Arc<Dataset>,
+    /// Rows that are new.
+    pub(super) rows_inserted: u64,
+    /// Rows that were replaced.
+    pub(super) rows_updated: u64,
+    /// Rows that are gone.
+    pub(super) rows_deleted: u64,
+}
+
+impl Maintenance<'_> {
+    /// Brings the rows that `table` holds up to date, in one commit with their state. If all are computed anew, and
+    /// `concurrently` is set, only the difference is written.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Conflict`] if others changed the table meanwhile: nothing was done then.
+    pub(super) async fn maintain(
+        &self,
+        table: &Table,
+        options: &ViewOptions,
+        part: Complete,
+        concurrently: bool,
+    ) -> Result<Maintained> {
+        let (property, text) = part.state.property()?;
+        let properties = HashMap::from([(property, text), (JOB.to_string(), self.driver.mark())]);
+        // Rows without a key can't be told apart, so they are all written anew.
+        let is_keyed = part.query.root.is_some();
+        let replace_all = part.mode == "full" && !(concurrently && is_keyed);
+        let change = self.write(table, options, part, concurrently).await?;
+        let (rows_inserted, rows_updated) = (change.rows_inserted, change.rows_replaced);
+        let rows_deleted = match replace_all {
+            true => table.dataset.count_rows(None).await? as u64,
+            false => change.rows_deleted,
+        };
+        if let Err(error) = self.driver.check_claims().await {
+            discard_change(&table.dataset, change).await;
+            return Err(error);
+        }
+        let committing = Instant::now();
+        let committed = commit_change(
+            &table.name,
+            &table.dataset,
+            &change,
+            properties,
+            replace_all,
+        );
+        let dataset = match committed.await {
+            Ok(dataset) => Arc::new(dataset),
+            Err(error) => {
+                // After any other error it may have landed all the same.
+                if error.kind() == ErrorKind::Conflict {
+                    discard_change(&table.dataset, change).await;
+                }
+                return Err(error);
+            }
+        };
+        let counters = self.driver.counters();
+        counters.spent_since(Phase::Committing, committing);
+        counters.add(Count::Commits, 1);
+        counters.set(Count::RowsComputed, rows_inserted + rows_updated);
+        Ok(Maintained {
+            dataset,
+            rows_inserted,
+            rows_updated,
+            rows_deleted,
+        })
+    }
+
+    /// Computes the rows that change, and writes them.
+    async fn write(
+        &self,
+        table: &Table,
+        options: &ViewOptions,
+        part: Complete,
+        concurrently: bool,
+    ) -> Result<Change> {
+        let Environment {
+            database, workers, ..
+        } = self.environment;
+        let (database, view, options) = (Arc::clone(database), table.clone(), options.clone());
+        let session = self.session.clone();
+        let counters = self.driver.counters();
+        let progress = Arc::new(Progress::new(&view.name));
+        let shared = (Arc::clone(counters), Arc::clone(&progress));
+        // On the workers: this thread has to hear what the job is told.
+        let mut task = JoinSet::new();
+        task.spawn_on(
+            async move {
+                let (counters, progress) = shared;
+                // Another attempt counts anew.
+                counters.set(Count::RowsComputed, 0);
+                let rows = changed_rows(session, &view, &options, part, concurrently, &progress);
+                let rows = counted(rows.await?, counters);
+                let layout = options.layout();
+                write_change(database.root(), &view.name, &view.dataset, rows, &layout).await
+            },
+            workers,
+        );
+        let computing = Instant::now();
+        let ended = loop {
+            let ended = tokio::time::timeout(COUNTING, task.join_next()).await;
+            progress.count(counters);
+            if let Ok(ended) = ended {
+                break ended;
+            }
+        };
+        let change = match ended {
+            Some(Ok(change)) => change?,
+            Some(Err(error)) => return Err(Error::internal(format!("a task failed: {error}"))),
+            None => return Err(Error::internal("a task was lost")),
+        };
+        counters.spent_since(Phase::Computing, computing);
+        counters.add(Count::BytesWritten, change.bytes);
+        Ok(change)
+    }
+}
+
+/// The rows to write, as [`write_change`] takes them.
+async fn changed_rows(
+    session: SessionState,
+    view: &Table,
+    options: &ViewOptions,
+    part: Complete,
+    concurrently: bool,
+    progress: &Progress,
+) -> Result<SendableRecordBatchStream> {
+    let Complete {
+        query,
+        mode,
+        versions,
+        ..
+    } = part;
+    let schema = query.schema();
+    let width = schema.fields().len();
+    let hidden = query.root.iter().flat_map(|root| &root.keys).enumerate();
+    let keys = hidden
+        .filter(|(_, key)| !key.is_state)
+        .map(|(place, _)| query.names.len() + place);
+    let layout = Layout {
+        stored: view.stored_schema(),
+        width,
+        keys: keys.collect(),
+    };
+    let stored = scan_stored(view, RowFilter::All)?.build()?;
+    let pass = Pass::new(session, versions, stored);
+    let mut stored = StoredRows::new(layout.clone())?;
+    let added = match (&query.root, mode) {
+        (Some(root), "full") => root.stream(&pass, Side::New).await?,
+        (Some(root), _) => match by_row_condition(&pass, view, root) {
+            Some(condition) => {
+                let before = scan_stored(view, RowFilter::All)?
+                    .filter(condition)?
+                    .build()?;
+                paid::added(&pass, root, before, &query.names).await?
+            }
+            None => root.stream(&pass, Side::Added).await?,
+        },
+        (None, _) => Some(query.plan.clone()),
+    };
+    let added = match added {
+        Some(plan) => {
+            let shown = query.plan.schema().columns().into_iter().map(Expr::Column);
+            let keys = query.root.iter().flat_map(|root| &root.keys);
+            let all = shown.chain(keys.map(|key| key.column()));
+            let all = all
+                .zip(schema.fields())
+                .map(|(value, field)| cast(value, field.data_type().clone()).alias(field.name()));
+            let plan = project(plan, all.collect())?;
+            let ties: Vec<String> = (layout.keys.iter())
+                .map(|key| schema.field(*key).name().clone())
+                .collect();
+            let plan = options.ordered(&pass.state, plan, &ties)?;
+            Some(progress.execute(&pass, &plan).await?)
+        }
+        None => None,
+    };
+    match (&query.root, mode) {
+        (Some(root), "incremental") => read_touched(&pass, view, root, &mut stored).await?,
+        (Some(_), _) if concurrently => {
+            let all = stored_rows(&pass, view, RowFilter::All).await?;
+            stored.extend(all).await?;
+        }
+        _ => {}
+    }
+    Ok(changes(added, stored))
+}
+
+/// Reads the stored rows that are removed, or may be replaced.
+async fn read_touched(
+    pass: &Pass,
+    view: &Table,
+    root: &Node,
+    stored: &mut StoredRows,
+) -> Result<()> {
+    let condition = if root.is_by_row() {
+        by_row_condition(pass, view, root)
+    } else if root.replaces_all() {
+        Some(lit(true))
+    } else {
+        let removed = pass.removed_keys(root).await?;
+        (!removed.is_empty()).then(|| in_keys(&removed, stored_key(view, root)))
+    };
+    let Some(condition) = condition else {
+        return Ok(());
+    };
+    let ids = stored_ids(pass, view, condition).await?;
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let rows = stored_rows(pass, view, RowFilter::Only(Arc::new(ids))).await?;
+    stored.extend(rows).await
+}
+
+/// The columns of the view that hold its key.
+fn stored_key(view: &Table, root: &Node) -> Vec<Expr> {
+    let names = hidden_names(&root.keys).into_iter().zip(&root.keys);
+    names
+        .filter(|(_, key)| !key.is_state)
+        .map(|(name, _)| Expr::Column(Column::new(Some(table_reference(view)), name)))
+        .collect()
+}
+
+/// Which stored rows come from rows of the sources that were updated or deleted, if each comes from single ones.
+fn by_row_condition(pass: &Pass, view: &Table, root: &Node) -> Option<Expr> {
+    if !root.is_by_row() {
+        return None;
+    }
+    let columns = stored_key(view, root);
+    let by_source = root.keys.iter().zip(columns).filter_map(|(key, column)| {
+        let removed = &pass.sources.get(key.source?)?.removed;
+        (!removed.is_empty()).then(|| in_rows(removed, column))
+    });
+    by_source.reduce(Expr::or)
+}
+
+fn scan_stored(view: &Table, rows: RowFilter) -> Result<LogicalPlanBuilder> {
+    let provider = LanceTable::new(&view.name, Arc::clone(&view.dataset), true)
+        .with_hidden()
+        .with_rows(rows);
+    let source = provider_as_source(Arc::new(provider));
+    Ok(LogicalPlanBuilder::scan(
+        table_reference(view),
+        source,
+        None,
+    )?)
+}
+
+/// Ids of the stored rows for which `condition` is true.
+async fn stored_ids(pass: &Pass, view: &Table, condition: Expr) -> Result<RowSet> {
+    let scan = scan_stored(view, RowFilter::All)?.build()?;
+    let plan = LogicalPlan::Filter(Filter::try_new(condition, Arc::new(scan))?);
+    let id = Expr::Column(Column::new(Some(table_reference(view)), "_rowid"));
+    RowSet::collect(pass.execute(&project(plan, vec![id])?).await?).await
+}
+
+/// Stored rows: all columns, `_rowid` and `_rowaddr`.
+async fn stored_rows(
+    pass: &Pass,
+    view: &Table,
+    rows: RowFilter,
+) -> Result<SendableRecordBatchStream> {
+    pass.execute(&scan_stored(view, rows)?.build()?).await
+}
+
+fn table_reference(view: &Table) -> TableReference {
+    TableReference::bare(view.name.as_str())
+}
