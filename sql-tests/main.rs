@@ -14,6 +14,7 @@ mod opening;
 mod property;
 mod pylance;
 mod s3;
+mod serve;
 mod tpch;
 mod view_crash;
 mod views;
@@ -44,6 +45,7 @@ fn trials() -> Vec<Trial> {
         property::trials(),
         pylance::trials(),
         s3::trials(),
+        serve::trials(),
         tpch::trials(),
         view_crash::trials(),
         views::trials(),

@@ -6,6 +6,7 @@
 use std::env;
 use std::time::Duration;
 
+use datafusion::arrow::array::AsArray;
 use libtest_mimic::Trial;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -46,6 +47,9 @@ pub(crate) fn trials() -> Vec<Trial> {
             })
         }),
         Trial::test("view_crash/several_at_once", || block_on(several_at_once())),
+        Trial::test("view_crash/a_cascade_in_the_background", || {
+            block_on(a_cascade_in_the_background())
+        }),
     ]
 }
 
@@ -182,4 +186,38 @@ async fn several_at_once() -> Outcome<()> {
         }
     }
     Ok(())
+}
+
+/// A cascade whose process is killed while it refreshes what comes first is gone on with as a whole.
+async fn a_cascade_in_the_background() -> Outcome<()> {
+    let scene = Scene::new(&[
+        "CREATE TABLE t AS SELECT value AS id FROM generate_series(1, 20)",
+        "CREATE MATERIALIZED VIEW first AS SELECT sleep_ms(id, 50) AS id FROM t WITH NO DATA",
+        "CREATE MATERIALIZED VIEW last AS SELECT count(*) AS n FROM first WITH NO DATA",
+    ])
+    .await?;
+    let statement = "REFRESH MATERIALIZED VIEW last CASCADE ASYNC";
+    let mut child = scene.shell.start(&[statement])?;
+    let both = "SELECT count(*) FROM system.jobs WHERE state = 'running'";
+    while scene.number(both).await? < 2 {
+        if child.try_wait()?.is_some() {
+            return Err("it ended before it was killed".into());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    child.kill()?;
+    child.wait()?;
+    let interrupted = "SELECT count(*) FROM system.jobs WHERE state = 'interrupted'";
+    scene.expect(interrupted, 2).await?;
+    let job = "SELECT job_id FROM system.jobs WHERE table_name = 'last'";
+    let mut id = String::new();
+    for batch in scene.run(job).await? {
+        if batch.num_rows() > 0 {
+            id = batch.column(0).as_string::<i32>().value(0).to_string();
+        }
+    }
+    scene.run(&format!("RESUME JOB '{id}'")).await?;
+    scene.expect("SELECT n FROM last", 20).await?;
+    let done = "SELECT count(*) FROM system.jobs WHERE state = 'done'";
+    scene.expect(done, 2).await
 }

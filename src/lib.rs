@@ -30,7 +30,7 @@
 //! # }
 //! ```
 //!
-//! The rooms of the crate, from the top: [`shell`] (the command), [`session`], [`sql`] (the dialect),
+//! The rooms of the crate, from the top: [`shell`] (the command), [`serve`] (keeps views within their lag), [`session`], [`sql`] (the dialect),
 //! [`column`] (computed columns), [`job`] (refreshes that survive their process), [`database`] (catalog, definitions, system tables), [`delta`] (what
 //! changed between versions), [`storage`] (all calls to Lance), [`engine`] (where plans run). Imports
 //! point down this list only.
@@ -46,6 +46,7 @@ pub mod delta;
 pub mod engine;
 mod error;
 pub mod job;
+pub mod serve;
 pub mod session;
 pub mod shell;
 pub mod sql;

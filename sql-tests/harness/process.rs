@@ -62,6 +62,25 @@ impl TestShell {
         command.spawn()
     }
 
+    /// Starts `serve-refresh` with these arguments.
+    pub fn serve(&self, arguments: &[&str]) -> io::Result<Child> {
+        let mut command = Command::new(env::current_exe()?);
+        command
+            .env("HEADWATER_TEST_SHELL", "1")
+            .env("HEADWATER_CALLS", &self.calls)
+            .env("RUST_BACKTRACE", "0")
+            .arg("serve-refresh")
+            .arg(&self.database)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        for (name, value) in &self.options {
+            command.arg("--option").arg(format!("{name}={value}"));
+        }
+        command.spawn()
+    }
+
     /// Starts it and waits for its end.
     pub fn run<S: AsRef<OsStr>>(&self, statements: &[S]) -> io::Result<Ended> {
         let output = self.start(statements)?.wait_with_output()?;

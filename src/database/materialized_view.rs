@@ -57,6 +57,9 @@ pub struct ViewDefinition {
     /// Whether it is refreshed only when someone says so, whatever its options are.
     #[serde(default)]
     pub suspended: bool,
+    /// Why it was suspended, if nobody asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspended_because: Option<String>,
 }
 
 impl ViewDefinition {

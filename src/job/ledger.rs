@@ -249,7 +249,7 @@ impl Ledger {
 
     /// Whether a sign of life is not old. One from the future is: a clock was set back, or is another
     /// machine's, and nobody may seem alive for ever because of that.
-    pub(super) fn is_recent(&self, at: i64) -> bool {
+    pub(crate) fn is_recent(&self, at: i64) -> bool {
         (self.now() - at).abs() < DEAD_AFTER_MILLIS
     }
 

@@ -12,6 +12,7 @@ use datafusion::prelude::SessionContext;
 use datafusion_cli::print_format::PrintFormat;
 use datafusion_cli::print_options::MaxRows;
 
+use super::serve;
 use crate::session::Headwater;
 use crate::{Error, ErrorKind, Result};
 
@@ -27,6 +28,8 @@ Examples:
 Statements end with a semicolon; the last one of -c, -f or standard input needs none.
 Results go to standard output, everything else to standard error. Exit status: 0, or 1
 when a statement failed, 2 for wrong arguments, 130 after Ctrl-C.
+
+headwater serve-refresh DATABASE keeps materialized views within their lag; it has a --help of its own.
 
 In the shell, \\? lists the commands and \\h the statements.";
 
@@ -155,12 +158,7 @@ impl Arguments {
     ///
     /// If the file can't be read, or is not a table of plain values.
     pub(super) fn storage_options(&self) -> Result<HashMap<String, String>> {
-        let mut options = match &self.options_file {
-            Some(path) => read_options(path)?,
-            None => HashMap::new(),
-        };
-        options.extend(self.options.iter().cloned());
-        Ok(options)
+        storage_options(self.options_file.as_deref(), &self.options)
     }
 
     /// Whether to colour what is typed.
@@ -178,21 +176,46 @@ impl Arguments {
 
     /// Sets the limit of `--memory-limit` on a context, if one was given.
     pub(super) async fn limit_memory(&self, context: &SessionContext) -> Result<()> {
-        if let Some(bytes) = self.memory_limit {
-            let kibibytes = bytes.div_ceil(1024);
-            context
-                .sql(&format!(
-                    "SET datafusion.runtime.memory_limit = '{kibibytes}K'"
-                ))
-                .await?;
-        }
-        Ok(())
+        limit_memory(context, self.memory_limit).await
     }
+}
+
+/// The options of the object store: those of a file, and over them those of the command line.
+pub(super) fn storage_options(
+    file: Option<&Path>,
+    given: &[(String, String)],
+) -> Result<HashMap<String, String>> {
+    let mut options = match file {
+        Some(path) => read_options(path)?,
+        None => HashMap::new(),
+    };
+    options.extend(given.iter().cloned());
+    Ok(options)
+}
+
+/// Sets a limit of memory, in bytes, on a context, if there is one.
+pub(super) async fn limit_memory(context: &SessionContext, limit: Option<u64>) -> Result<()> {
+    if let Some(bytes) = limit {
+        let kibibytes = bytes.div_ceil(1024);
+        context
+            .sql(&format!(
+                "SET datafusion.runtime.memory_limit = '{kibibytes}K'"
+            ))
+            .await?;
+    }
+    Ok(())
 }
 
 /// What stands where the database does, but can't be opened by this release.
 pub(super) fn unavailable(database: &str) -> Option<Error> {
-    if matches!(database, "server" | "executor" | "serve-refresh") {
+    if database == serve::NAME {
+        return Some(
+            Error::invalid("serve-refresh is a subcommand: it comes first, then its options").with_hint(
+                "headwater serve-refresh DATABASE …; for a database in a folder of that name, write ./serve-refresh",
+            ),
+        );
+    }
+    if matches!(database, "server" | "executor") {
         return Some(
             Error::not_available(format!("the subcommand '{database}'")).with_hint(format!(
                 "for a database in a folder of that name, write ./{database}"
@@ -225,7 +248,7 @@ fn inputs(matches: &ArgMatches) -> Vec<Input> {
     inputs.into_iter().map(|(_, input)| input).collect()
 }
 
-fn name_and_value(text: &str) -> Result<(String, String), String> {
+pub(super) fn name_and_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.trim().is_empty() => {
             Ok((name.trim().to_string(), value.to_string()))
@@ -235,7 +258,7 @@ fn name_and_value(text: &str) -> Result<(String, String), String> {
 }
 
 /// Reads a number of bytes, with a unit or without.
-fn size(text: &str) -> Result<u64, String> {
+pub(super) fn size(text: &str) -> Result<u64, String> {
     let lower = text.trim().to_ascii_lowercase();
     let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit = match &lower[digits.len()..] {
@@ -485,7 +508,7 @@ mod tests {
 
     #[test]
     fn words_of_a_later_release_are_not_available() {
-        for word in ["server", "executor", "serve-refresh", "grpc://localhost:1"] {
+        for word in ["server", "executor", "grpc://localhost:1"] {
             let error = unavailable(word).unwrap();
             assert_eq!(error.kind(), ErrorKind::NotAvailable);
             assert!(error.message().contains("not available yet"), "{error}");

@@ -27,6 +27,7 @@ mod output;
 pub mod progress;
 mod runner;
 mod script;
+mod serve;
 
 use arguments::{Arguments, Input, unavailable};
 use interrupt::Interrupts;
@@ -47,6 +48,10 @@ const STDIN: &str = "stdin";
 /// are printed; the exit status tells of them.
 pub fn run(args: impl IntoIterator<Item = OsString>, builder: HeadwaterBuilder) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
+    if args.get(1).is_some_and(|arg| arg == serve::NAME) {
+        log_to_stderr();
+        return serve::run(args.into_iter().skip(1).collect(), builder);
+    }
     // A subcommand has arguments of its own, which must not be taken for wrong ones of ours.
     if let Some(error) = args
         .get(1)
@@ -63,10 +68,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>, builder: HeadwaterBuilder) 
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    // An embedding program may have set up a logger already.
-    let _ = env_logger::Builder::from_default_env()
-        .target(env_logger::Target::Stderr)
-        .try_init();
+    log_to_stderr();
     match start(&arguments, builder) {
         Ok(code) => code,
         Err(error) => {
@@ -74,6 +76,13 @@ pub fn run(args: impl IntoIterator<Item = OsString>, builder: HeadwaterBuilder) 
             ExitCode::FAILURE
         }
     }
+}
+
+fn log_to_stderr() {
+    // An embedding program may have set up a logger already.
+    let _ = env_logger::Builder::from_default_env()
+        .target(env_logger::Target::Stderr)
+        .try_init();
 }
 
 fn start(arguments: &Arguments, builder: HeadwaterBuilder) -> Result<ExitCode> {

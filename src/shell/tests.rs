@@ -17,6 +17,7 @@ fn expect(args: &[&str], code: u8) {
 fn subcommands_of_a_later_release_fail_whatever_their_arguments() {
     expect(&["server", "--port", "1"], 1);
     expect(&["-q", "executor"], 1);
+    expect(&["-q", "serve-refresh"], 1);
     expect(&["grpc://localhost:50051"], 1);
 }
 
@@ -25,6 +26,8 @@ fn wrong_arguments_are_status_2() {
     expect(&["--no-such-option"], 2);
     expect(&["one", "two"], 2);
     expect(&["--version"], 0);
+    expect(&["serve-refresh"], 2);
+    expect(&["serve-refresh", "--help"], 0);
 }
 
 #[test]

@@ -418,7 +418,7 @@ fn number_and_unit(text: &str) -> Option<(f64, String)> {
 }
 
 /// `30 s`, `10m`, `1 hour`, `1.5h`, `250ms`; a number alone is seconds.
-pub(super) fn parse_duration(text: &str) -> Option<Duration> {
+pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
     let (number, unit) = number_and_unit(text)?;
     let seconds = match unit.as_str() {
         "ms" | "millisecond" | "milliseconds" => 0.001,

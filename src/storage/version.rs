@@ -70,6 +70,47 @@ pub async fn version_times(table: &str, dataset: &Dataset) -> Result<Vec<(u64, i
         .collect())
 }
 
+/// When the first commit behind `version` was made that may have changed rows or values of `dataset`, in milliseconds
+/// since 1970, UTC: not one that only moved rows, or changed indexes or metadata. `None` if there is none up to the
+/// version of `dataset`.
+///
+/// Versions on the way that are gone are passed over, so it may be later than it was, never earlier.
+pub async fn first_change_after(
+    table: &str,
+    dataset: &Dataset,
+    version: u64,
+) -> Result<Option<i64>> {
+    let newest = dataset.version();
+    for next in version.saturating_add(1)..=newest.version {
+        let transaction = match dataset.read_transaction_by_version(next).await {
+            Ok(transaction) => transaction,
+            Err(lance::Error::DatasetNotFound { .. } | lance::Error::NotFound { .. }) => continue,
+            Err(error) => return Err(storage_error(table, error)),
+        };
+        let keeps = transaction.is_some_and(|transaction| {
+            matches!(
+                transaction.operation,
+                Operation::Rewrite { .. }
+                    | Operation::CreateIndex { .. }
+                    | Operation::UpdateConfig { .. }
+                    | Operation::ReserveFragments { .. }
+            )
+        });
+        if keeps {
+            continue;
+        }
+        if next == newest.version {
+            return Ok(Some(newest.timestamp.timestamp_millis()));
+        }
+        match dataset.checkout_version(next).await {
+            Ok(found) => return Ok(Some(found.version().timestamp.timestamp_millis())),
+            Err(lance::Error::DatasetNotFound { .. } | lance::Error::NotFound { .. }) => {}
+            Err(error) => return Err(storage_error(table, error)),
+        }
+    }
+    Ok(None)
+}
+
 /// What the newest commit says that carries a property.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NewestProperty {

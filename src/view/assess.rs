@@ -415,7 +415,7 @@ fn everything(dataset: &Arc<Dataset>) -> SourceVersions {
 }
 
 /// The digest of a definition together with the views that it reads, which may be replaced.
-async fn digest(database: &Database, definition: &ViewDefinition) -> Result<String> {
+pub(super) async fn digest(database: &Database, definition: &ViewDefinition) -> Result<String> {
     let mut hash = Sha256::new();
     hash.update(definition.digest().as_bytes());
     let mut seen: BTreeSet<String> = BTreeSet::new();

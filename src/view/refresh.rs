@@ -15,7 +15,7 @@ use crate::job::counters::Count;
 use crate::job::driver::{Driver, Ending, JobRequest, end_interrupted, stop_error};
 use crate::job::environment::Environment;
 use crate::job::jobs::Begun;
-use crate::job::signal::Stop;
+use crate::job::signal::{Signaller, Stop};
 use crate::storage::pin;
 use crate::{Error, ErrorKind, Result};
 
@@ -109,19 +109,7 @@ pub async fn begin(environment: &Environment, request: &ViewRefresh) -> Result<B
         // One that was killed behind its commit has nothing left to do.
         let ledger = environment.jobs.ledger();
         end_interrupted(ledger, &request.statement, &view.name, 0).await?;
-        return Ok(Begun::Nothing(ViewReport {
-            view: view.name.clone(),
-            mode: "none",
-            reason: String::new(),
-            rows_inserted: 0,
-            rows_updated: 0,
-            rows_deleted: 0,
-            version: view.version(),
-            sources: assessment.changes,
-            job: None,
-            elapsed: started.elapsed(),
-            notices: Vec::new(),
-        }));
+        return Ok(Begun::Nothing(nothing(&view, assessment, started)));
     }
     let job = JobRequest {
         statement: request.statement.clone(),
@@ -148,6 +136,22 @@ pub async fn begin(environment: &Environment, request: &ViewRefresh) -> Result<B
     Ok(Begun::Job(attached))
 }
 
+fn nothing(view: &Table, assessment: Assessment, started: Instant) -> ViewReport {
+    ViewReport {
+        view: view.name.clone(),
+        mode: "none",
+        reason: String::new(),
+        rows_inserted: 0,
+        rows_updated: 0,
+        rows_deleted: 0,
+        version: view.version(),
+        sources: assessment.changes,
+        job: None,
+        elapsed: started.elapsed(),
+        notices: Vec::new(),
+    }
+}
+
 /// Does the work of a job.
 async fn drive(
     environment: Environment,
@@ -155,15 +159,29 @@ async fn drive(
     driver: Driver,
     started: Instant,
 ) -> Result<ViewReport> {
-    let id = driver.id().to_string();
-    let signal = driver.signal().clone();
-    let mut work = Box::pin(attempts(&environment, &request, &driver, started));
-    let result = tokio::select! {
+    let work = attempts(&environment, &request, &driver, started);
+    let result = until_stopped(driver.signal(), work).await;
+    conclude(driver, result).await
+}
+
+/// The result of a job's work, or why it was told to stop; then what is on its way stops here.
+pub(super) async fn until_stopped<T>(
+    signal: &Signaller,
+    work: impl Future<Output = T>,
+) -> Result<T, Stop> {
+    let mut work = Box::pin(work);
+    tokio::select! {
         stop = signal.stopped() => Err(stop),
         result = &mut work => Ok(result),
-    };
-    // What is on its way stops here.
-    drop(work);
+    }
+}
+
+/// Ends a job with the result of its work.
+pub(super) async fn conclude(
+    driver: Driver,
+    result: Result<Result<ViewReport>, Stop>,
+) -> Result<ViewReport> {
+    let id = driver.id().to_string();
     let ending = match &result {
         Ok(Ok(report)) => Ending::Done(format!(
             "{} rows inserted, {} updated, {} deleted",
@@ -189,7 +207,7 @@ async fn drive(
 }
 
 /// Tries until no other writer was quicker: what a commit of theirs means for ours is found out by planning anew.
-async fn attempts(
+pub(super) async fn attempts(
     environment: &Environment,
     request: &ViewRefresh,
     driver: &Driver,
@@ -221,6 +239,10 @@ async fn attempt_once(
     } = environment;
     let (view, definition) = open_view(database, &request.view).await?;
     let assessment = assess(database, state, &view, &definition, &request.wanted()).await?;
+    if assessment.mode() == "none" {
+        // Of a cascade: that was not known when its job began.
+        return Ok(nothing(&view, assessment, started));
+    }
     let (mode, reason) = (assessment.mode(), assessment.view.reason.clone());
     let mut notices = Vec::new();
     let mut read: BTreeMap<String, u64> = BTreeMap::new();

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use datafusion::arrow::array::{BooleanArray, RecordBatch};
@@ -10,12 +11,16 @@ use datafusion::execution::SessionState;
 
 use super::assess::{Assessment, Wanted, assess};
 use super::declare::maintenance;
-use super::options::ViewOptions;
+use super::failures;
+use super::lag::{Lags, Watch};
+use super::options::{TargetLag, ViewOptions};
 use super::refresh::open_view;
 use super::state::{FoundState, find_state};
 use crate::Result;
 use crate::database::materialized_view::ViewDefinition;
-use crate::database::system::{SystemColumn, SystemTable, batch, number, optional_text, text};
+use crate::database::system::{
+    SystemColumn, SystemTable, batch, number, optional_text, seconds, text,
+};
 use crate::database::{Database, Table};
 use crate::job::clock::Clock;
 use crate::job::ledger::Ledger;
@@ -47,15 +52,33 @@ struct ViewRow {
     full_reason: Option<String>,
     rows_behind: Option<u64>,
     suspended: Option<bool>,
+    suspended_because: Option<String>,
     target_lag: Option<String>,
+    limit: Option<Duration>,
+    seconds_behind: Option<f64>,
+    failures: Option<u64>,
+    last_failure: Option<String>,
     version: Option<u64>,
     last_job: Option<String>,
     error: Option<String>,
 }
 
 impl ViewRow {
-    async fn fill(&mut self, database: &Arc<Database>, state: &SessionState) -> Result<()> {
+    async fn fill(
+        &mut self,
+        ledger: &Ledger,
+        state: &SessionState,
+        lags: &Lags,
+        watch: &mut Watch,
+    ) -> Result<()> {
+        let database = ledger.database();
         let (table, definition) = open_view(database, &self.name).await?;
+        self.suspended_because = definition.suspended_because.clone();
+        self.limit = lags.limit(&self.name);
+        let failed = failures::read(database, &self.name).await?;
+        let failed = failed.filter(|failed| failed.definition == definition.id);
+        self.failures = Some(failed.as_ref().map_or(0, |failed| failed.count.into()));
+        self.last_failure = failed.map(|failed| failed.error);
         self.query = Some(definition.text.clone());
         self.suspended = Some(definition.suspended);
         self.version = Some(table.version());
@@ -83,7 +106,10 @@ impl ViewRow {
             _ => "full",
         });
         self.obstacle = Some(planned.obstacle).filter(|obstacle| !obstacle.is_empty());
-        self.assess(database, state, &table, &definition).await
+        self.assess(database, state, &table, &definition).await?;
+        let behind = watch.behind(database, lags, &self.name).await?;
+        self.seconds_behind = behind.age(ledger.now()).map(|age| age.as_secs_f64());
+        Ok(())
     }
 
     /// What the next refresh would do, and how much changed.
@@ -141,6 +167,8 @@ pub async fn view_rows(ledger: &Ledger, only: Option<&str>) -> Result<RecordBatc
     let state = database.session_state()?;
     // The newest first.
     let jobs = ledger.jobs().await?;
+    let lags = Lags::load(database).await?;
+    let mut watch = Watch::default();
     let mut rows = Vec::new();
     for name in database.materialized_view_names().await? {
         if only.is_some_and(|only| only != name) {
@@ -154,7 +182,7 @@ pub async fn view_rows(ledger: &Ledger, only: Option<&str>) -> Result<RecordBatc
             ..Default::default()
         };
         // One that can't be planned must not hide the others, nor what else is known of it.
-        if let Err(error) = Box::pin(row.fill(database, &state)).await {
+        if let Err(error) = Box::pin(row.fill(ledger, &state, &lags, &mut watch)).await {
             row.error = Some(error.to_string());
         }
         rows.push(row);
@@ -186,7 +214,16 @@ pub async fn view_rows(ledger: &Ledger, only: Option<&str>) -> Result<RecordBatc
         optional_text("next_mode", texts(|r| &r.next_mode)),
         optional_text("full_reason", texts(|r| &r.full_reason)),
         boolean("suspended", rows.iter().map(|r| r.suspended).collect()),
+        optional_text("suspended_because", texts(|r| &r.suspended_because)),
         optional_text("target_lag", texts(|r| &r.target_lag)),
+        optional_text(
+            "lag_limit",
+            rows.iter()
+                .map(|r| Some(TargetLag::Within(r.limit?).to_string())),
+        ),
+        seconds("seconds_behind", rows.iter().map(|r| r.seconds_behind)),
+        number("failures", rows.iter().map(|r| r.failures)),
+        optional_text("last_failure", texts(|r| &r.last_failure)),
         number("version", rows.iter().map(|r| r.version)),
         optional_text("last_job", texts(|r| &r.last_job)),
         optional_text("error", texts(|r| &r.error)),

@@ -16,6 +16,7 @@ use crate::job::record::{Control, JobState, JobSummary};
 use crate::job::signal::{Signal, Stop};
 use crate::job::system::{error_rows, event_rows, job_rows};
 use crate::sql::statement::{JobObject, JobStatement};
+use crate::view::cascade;
 use crate::view::refresh::{self, ViewRefresh};
 use crate::{Error, ErrorKind, Result};
 
@@ -170,7 +171,12 @@ impl Executor {
             };
             // Only that of a view names one.
             if request.get("view").is_some() {
+                let is_cascade = cascade::is_submitted(&request);
                 let request: ViewRefresh = serde_json::from_value(request).map_err(unreadable)?;
+                if is_cascade {
+                    let job = Box::pin(cascade::submit(&self.environment(), &request)).await?;
+                    return self.view_refreshed(&job.wait().await?);
+                }
                 let begun = refresh::begin(&self.environment(), &request).await?;
                 return self.view_refreshed(&begun.wait().await?);
             }

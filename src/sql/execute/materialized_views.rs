@@ -20,6 +20,7 @@ use crate::sql::statement::{CreateMaterializedView, Drop, RefreshView, ViewRefre
 use crate::storage::pin;
 use crate::storage::write::create_table;
 use crate::view::declare::{Maintenance, tables_read};
+use crate::view::failures;
 use crate::view::reason::{explained, mend};
 use crate::view::refresh::{begin, open_view};
 use crate::view::stage::remove_stages;
@@ -166,6 +167,7 @@ impl Executor {
             settings: settings_of(&self.context.state()),
             options,
             suspended: false,
+            suspended_because: None,
         };
         definition.source_columns = self.source_columns(&definition).await?;
         Ok(definition)
@@ -294,6 +296,7 @@ impl Executor {
     /// Removes what jobs have left of a view that is not there any more.
     async fn forget_work(&self, name: &str) -> Result<()> {
         let root = self.database.root();
+        failures::forget(&self.database, name).await?;
         root.remove_own_folder(&format!("claims/{name}")).await?;
         root.remove_own_folder(&format!("staged/{name}")).await
     }

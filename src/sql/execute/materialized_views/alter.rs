@@ -27,6 +27,7 @@ use crate::storage::write::create_table;
 use crate::storage::{Properties, pin, with_retries};
 use crate::view::assess::fits;
 use crate::view::declare::{Maintenance, maintenance, tables_read};
+use crate::view::failures;
 use crate::view::refresh::open_view;
 use crate::{Error, ErrorKind, Result};
 
@@ -83,8 +84,16 @@ impl Executor {
             match change {
                 AlterViewAction::Set(given) => options = options.with(given)?,
                 AlterViewAction::Reset(names) => options = options.without(names)?,
-                AlterViewAction::Suspend => definition.suspended = true,
-                AlterViewAction::Resume => definition.suspended = false,
+                AlterViewAction::Suspend => {
+                    definition.suspended = true;
+                    definition.suspended_because = None;
+                }
+                AlterViewAction::Resume => {
+                    definition.suspended = false;
+                    definition.suspended_because = None;
+                    // It gets as many attempts as one that never failed.
+                    failures::forget(&self.database, name).await?;
+                }
                 AlterViewAction::As(new) => query = Some(new),
                 AlterViewAction::RenameTo(_) | AlterViewAction::UpgradeFunctions => {
                     return Err(Error::internal("this action is handled elsewhere"));

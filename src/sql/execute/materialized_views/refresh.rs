@@ -37,9 +37,10 @@ impl Executor {
         let request = self.view_request(&refresh).await?;
         if refresh.cascade {
             if refresh.is_async {
-                return Err(Error::not_available(
-                    "REFRESH MATERIALIZED VIEW … CASCADE ASYNC",
-                ));
+                let job = Box::pin(cascade::submit(&self.environment(), &request)).await?;
+                let id = job.id().to_string();
+                job.detach();
+                return self.submitted(&self.jobs.ledger().job(&id).await?);
             }
             let ran = Box::pin(cascade::refresh(&self.environment(), &request)).await?;
             return self.cascaded(&ran);
@@ -171,10 +172,7 @@ impl Executor {
         let mut lines = Vec::new();
         if refresh.cascade {
             let steps = cascade::steps(&environment, &request).await?;
-            let names = steps.iter().map(|step| match step {
-                Step::Columns { table, columns } => format!("{table} ({})", columns.join(", ")),
-                Step::View(view) => view.clone(),
-            });
+            let names = steps.iter().map(Step::to_string);
             lines.push(("order", names.collect::<Vec<_>>().join(" → ")));
             for step in &steps {
                 // Each as the sources are now: what a step before it will change is not counted.
