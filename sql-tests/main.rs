@@ -16,6 +16,7 @@ mod pylance;
 mod s3;
 mod tpch;
 mod view_crash;
+mod view_paid;
 mod views;
 
 use std::env;
@@ -46,6 +47,7 @@ fn trials() -> Vec<Trial> {
         s3::trials(),
         tpch::trials(),
         view_crash::trials(),
+        view_paid::trials(),
         views::trials(),
     ]
     .into_iter()

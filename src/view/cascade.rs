@@ -11,6 +11,7 @@ use futures::future::BoxFuture;
 
 use super::assess::Scope;
 use super::declare::tables_read;
+use super::failed::OnError;
 use super::query::Query;
 use super::refresh::{ViewRefresh, ViewReport, begin, open_view};
 use crate::column::refresh::{self as columns, Refresh, Settings};
@@ -224,6 +225,10 @@ pub async fn of_step(
             false => Scope::Auto,
         },
         as_of: versions.map(|(table, v)| (table.clone(), *v)).collect(),
+        on_error: match view == request.view {
+            true => request.on_error,
+            false => OnError::default(),
+        },
         ..request.clone()
     })
 }

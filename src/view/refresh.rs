@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::assess::{Assessment, Scope, SourceChange, Wanted, assess};
+use super::calls::Held;
+use super::checkpoint;
+use super::failed::{OnError, check_skip};
 use super::maintain::Maintenance;
 use super::options::ViewOptions;
 use crate::database::materialized_view::ViewDefinition;
@@ -21,6 +24,8 @@ use crate::{Error, ErrorKind, Result};
 
 /// How often a refresh is planned anew because the view was changed meanwhile.
 const ATTEMPTS: usize = 5;
+/// How long calls that were told to stop are waited for: their results are written down.
+const GRACE: Duration = Duration::from_millis(700);
 
 /// What to refresh.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -36,6 +41,12 @@ pub struct ViewRefresh {
     pub concurrently: bool,
     /// Cancels the job after so long.
     pub timeout: Option<Duration>,
+    /// How much computing may be lost; `None` for the default.
+    #[serde(default)]
+    pub checkpoint_interval: Option<Duration>,
+    /// What becomes of a row whose call fails.
+    #[serde(default)]
+    pub on_error: OnError,
     /// The statement, in one form whatever was typed.
     pub statement: String,
 }
@@ -55,7 +66,7 @@ impl ViewRefresh {
 pub struct ViewReport {
     /// The view.
     pub view: String,
-    /// `none`, `incremental` or `full`.
+    /// `none`, `incremental`, `full`, or `filtered` (FAILED ONLY).
     pub mode: &'static str,
     /// The reason code of a full refresh; empty otherwise.
     pub reason: String,
@@ -105,10 +116,15 @@ pub async fn begin(environment: &Environment, request: &ViewRefresh) -> Result<B
     let started = Instant::now();
     let (view, definition) = open_view(database, &request.view).await?;
     let assessment = assess(database, state, &view, &definition, &request.wanted()).await?;
+    if request.on_error == OnError::Skip {
+        check_skip(&view.name, assessment.query())?;
+    }
     if assessment.mode() == "none" {
         // One that was killed behind its commit has nothing left to do.
         let ledger = environment.jobs.ledger();
-        end_interrupted(ledger, &request.statement, &view.name, 0).await?;
+        if let Some(id) = end_interrupted(ledger, &request.statement, &view.name, 0).await? {
+            checkpoint::discard(database, &view.name, &id).await?;
+        }
         return Ok(Begun::Nothing(ViewReport {
             view: view.name.clone(),
             mode: "none",
@@ -157,13 +173,27 @@ async fn drive(
 ) -> Result<ViewReport> {
     let id = driver.id().to_string();
     let signal = driver.signal().clone();
-    let mut work = Box::pin(attempts(&environment, &request, &driver, started));
-    let result = tokio::select! {
+    let held = Held::default();
+    let mut work = Box::pin(attempts(&environment, &request, &driver, &held, started));
+    let mut result = tokio::select! {
+        biased;
         stop = signal.stopped() => Err(stop),
         result = &mut work => Ok(result),
     };
+    if result.is_err() && held.is_some() {
+        // What is being evaluated is paid for.
+        if let Ok(Ok(report)) = tokio::time::timeout(GRACE, &mut work).await {
+            result = Ok(Ok(report));
+        }
+    }
     // What is on its way stops here.
     drop(work);
+    // Whoever has taken over does not look for it any more.
+    if !matches!(result, Ok(Ok(_)) | Err(Stop::Superseded))
+        && let Err(error) = held.keep().await
+    {
+        log::warn!("job '{id}': {error}");
+    }
     let ending = match &result {
         Ok(Ok(report)) => Ending::Done(format!(
             "{} rows inserted, {} updated, {} deleted",
@@ -193,12 +223,15 @@ async fn attempts(
     environment: &Environment,
     request: &ViewRefresh,
     driver: &Driver,
+    held: &Held,
     started: Instant,
 ) -> Result<ViewReport> {
     let mut attempt = 1;
     loop {
-        match attempt_once(environment, request, driver, started).await {
+        match attempt_once(environment, request, driver, held, started).await {
             Err(error) if error.kind() == ErrorKind::Conflict && attempt < ATTEMPTS => {
+                // The next attempt takes it from there.
+                held.write().await?;
                 attempt += 1;
                 driver.counters().add(Count::Retries, 1);
                 driver
@@ -214,6 +247,7 @@ async fn attempt_once(
     environment: &Environment,
     request: &ViewRefresh,
     driver: &Driver,
+    held: &Held,
     started: Instant,
 ) -> Result<ViewReport> {
     let Environment {
@@ -238,6 +272,8 @@ async fn attempt_once(
     let maintenance = Maintenance {
         environment,
         driver,
+        request,
+        held,
         session: definition.session(state)?,
     };
     let Assessment {
@@ -263,6 +299,18 @@ async fn attempt_once(
     let options = ViewOptions::of(&definition)?;
     let done = maintenance.maintain(&view, &options, part, request.concurrently);
     let done = done.await?;
+    if held.has_staged(driver)
+        && let Err(error) = checkpoint::discard(database, &view.name, driver.id()).await
+    {
+        log::warn!("job '{}': {error}", driver.id());
+    }
+    let failed = driver.counters().get(Count::RowsFailed);
+    if failed > 0 {
+        notices.push(format!(
+            "ROWS_FAILED: {failed} values are NULL because a call failed: SHOW ERRORS FOR VIEW {} says why, FAILED ONLY calls again",
+            view.name
+        ));
+    }
     for (table, version) in read {
         let released = async {
             let table = database.table(&table).await?;
