@@ -32,6 +32,9 @@ pub(crate) fn trials() -> Vec<Trial> {
         Trial::test("view_paid/a_failure_keeps_what_is_done", || {
             block_on(a_failure_keeps_what_is_done())
         }),
+        Trial::test("view_paid/calls_below_a_group_go_on", || {
+            block_on(calls_below_a_group_go_on())
+        }),
         Trial::test("view_paid/another_definition_takes_nothing", || {
             block_on(another_definition_takes_nothing())
         }),
@@ -206,6 +209,29 @@ async fn a_failure_keeps_what_is_done() -> Outcome<()> {
         return Err(format!("{calls} calls again").into());
     }
     check(&scene).await
+}
+
+/// Calls whose results are stored in a stage are kept like those of a view's own columns.
+async fn calls_below_a_group_go_on() -> Outcome<()> {
+    let scene = Scene::new(&[
+        &format!("CREATE TABLE t AS SELECT value AS id, value AS x FROM generate_series(1, {ROWS})"),
+        &format!(
+            "CREATE MATERIALIZED VIEW v AS SELECT g, max(y) AS y FROM \
+             (SELECT id % 7 AS g, count_calls(sleep_ms(x, {CALL})) AS y FROM t) GROUP BY g WITH NO DATA"
+        ),
+    ])
+    .await?;
+    let statement = format!("REFRESH MATERIALIZED VIEW v {OFTEN}");
+    kill_after(&scene, &statement, 150).await?;
+    run_elsewhere(&scene, &statement).await?;
+    check_calls(&scene, ROWS, LOST)?;
+    scene
+        .expect("SELECT sum(y) FROM v", (0..7).map(|g| ROWS - g).sum())
+        .await?;
+    match scene.own_files("staged")?.as_slice() {
+        [] => Ok(()),
+        left => Err(format!("left: {left:?}").into()),
+    }
 }
 
 /// What was staged for another definition is not used.

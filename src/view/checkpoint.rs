@@ -343,7 +343,7 @@ impl Staged {
         keys: &[DataType],
         columns: &[PaidColumn],
         record: &Record,
-        right: &[Option<(usize, Vec<(usize, Arc<RowSet>)>)>],
+        right: &[Option<(usize, ChangedRows)>],
     ) -> Result<()> {
         let Some(bytes) = self.read(&record.file).await? else {
             return Ok(());
@@ -446,6 +446,9 @@ impl StagedReader {
     }
 }
 
+/// Rows of sources that changed, each set with the place of its ids in the key.
+type ChangedRows = Vec<(usize, Arc<RowSet>)>;
+
 /// What changed since the versions that records were computed from: many come from the same.
 #[derive(Default)]
 struct Changed {
@@ -462,7 +465,7 @@ impl Changed {
         record: &Record,
         now: &[SourceState],
         versions: &[SourceVersions],
-    ) -> Result<Option<Vec<(usize, Arc<RowSet>)>>> {
+    ) -> Result<Option<ChangedRows>> {
         let mut changed = Vec::with_capacity(column.reads.len());
         for read in &column.reads {
             let (Some(then), Some(now), Some(versions)) = (
