@@ -2,14 +2,15 @@
 //!
 //! - `count_calls(x)` appends one line for each row to a file,
 //! - `sleep_ms(x, ms)` sleeps so many milliseconds for each row,
-//! - `fail_if(x, v)` fails on the first row where x = v.
+//! - `fail_if(x, v)` fails on the first row where x = v,
+//! - `fail_while(x, v, file)` does so as long as there is such a file.
 //!
 //! They claim to be immutable, as the functions that they stand for do, so a column
 //! may be computed with them and a constant call may be folded away.
 
 use std::fs::OpenOptions;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
@@ -29,6 +30,7 @@ pub fn all(calls: Option<PathBuf>) -> Vec<ScalarUDF> {
         ("count_calls", 1, Effect::Count(calls)),
         ("sleep_ms", 2, Effect::Sleep),
         ("fail_if", 2, Effect::Fail),
+        ("fail_while", 3, Effect::FailWhile),
     ]
     .into_iter()
     .map(|(name, arguments, effect)| {
@@ -47,6 +49,7 @@ enum Effect {
     Count(Option<PathBuf>),
     Sleep,
     Fail,
+    FailWhile,
 }
 
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -83,6 +86,13 @@ impl ScalarUDFImpl for Function {
             Effect::Count(None) => return exec_err!("count_calls: HEADWATER_CALLS names no file"),
             Effect::Sleep => sleep(&arrays[1])?,
             Effect::Fail => fail(&arrays[0], &arrays[1])?,
+            Effect::FailWhile => {
+                let files = cast(&arrays[2], &DataType::Utf8)?;
+                let mut files = files.as_string::<i32>().iter().flatten();
+                if files.next().is_some_and(|file| Path::new(file).exists()) {
+                    fail(&arrays[0], &arrays[1])?;
+                }
+            }
         }
         Ok(ColumnarValue::Array(ArrayRef::clone(&arrays[0])))
     }

@@ -17,6 +17,7 @@ mod s3;
 mod serve;
 mod tpch;
 mod view_crash;
+mod view_paid;
 mod views;
 
 use std::env;
@@ -48,6 +49,7 @@ fn trials() -> Vec<Trial> {
         serve::trials(),
         tpch::trials(),
         view_crash::trials(),
+        view_paid::trials(),
         views::trials(),
     ]
     .into_iter()

@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 
 use super::state::{ColumnState, FoundState, Located, Pending, locate_states};
 use crate::database::definition::declaration_id;
-use crate::storage::properties::COLUMN_STATE;
+use crate::storage::properties::{COLUMN_STATE, VIEW_STATE};
 use crate::storage::schema::{LanceSchema, MetadataChanges, change_table_metadata};
 use crate::storage::{storage_error, with_retries};
 use crate::{Error, ErrorKind, Result};
@@ -283,7 +283,7 @@ pub async fn files_named(table: &str, dataset: &Dataset) -> Result<BTreeSet<Stri
     let mut files = BTreeSet::new();
     let carried = properties.iter().flat_map(|properties| properties.iter());
     for (key, text) in carried.chain(dataset.metadata()) {
-        if !key.starts_with(COLUMN_STATE) {
+        if !key.starts_with(COLUMN_STATE) && key != VIEW_STATE {
             continue;
         }
         let value: serde_json::Value = serde_json::from_str(text).map_err(|error| {
@@ -298,6 +298,14 @@ pub async fn files_named(table: &str, dataset: &Dataset) -> Result<BTreeSet<Stri
             .and_then(|file| file.as_str())
         {
             files.insert(file.to_string());
+        }
+        // Rows of a materialized view that failed, by column.
+        let failed = state
+            .pointer("/failed")
+            .and_then(|failed| failed.as_array());
+        for failed in failed.into_iter().flatten() {
+            let file = failed.pointer("/keys/file").and_then(|file| file.as_str());
+            files.extend(file.map(str::to_string));
         }
     }
     Ok(files)

@@ -17,6 +17,7 @@ use crate::job::environment::Environment;
 use crate::sql::format::quote_identifier;
 use crate::view::assess::Scope;
 use crate::view::cascade::{Found, Step};
+use crate::view::failed::OnError;
 use crate::view::lag::{Behind, Lags};
 use crate::view::refresh::{ViewRefresh, ViewReport, begin, open_view};
 use crate::view::state::{FoundState, find_state};
@@ -297,6 +298,8 @@ impl One {
             as_of: self.sources.clone(),
             concurrently: false,
             timeout: None,
+            checkpoint_interval: None,
+            on_error: OnError::default(),
             statement: statement_of(&self.view),
         };
         let begun = begin(&self.environment, &request).await?;

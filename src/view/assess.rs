@@ -9,6 +9,7 @@ use lance::Dataset;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::failed::{self, FailedRows};
 use super::options::{RefreshMode, ViewOptions};
 use super::query::Query;
 use super::source::{Origin, Source, SourceVersions};
@@ -43,6 +44,8 @@ pub enum Scope {
     Full,
     /// Only what changed; an error if that can't be.
     Incremental,
+    /// Rows on record as failed, at the versions that the view reflects.
+    FailedOnly,
 }
 
 /// What is asked of a refresh, of whichever view.
@@ -97,7 +100,7 @@ impl Assessment {
 pub(super) struct Part {
     /// The query.
     pub(super) query: Arc<Query>,
-    /// `none`, `incremental` or `full`.
+    /// `none`, `incremental`, `full`, or `filtered` (FAILED ONLY).
     pub(super) mode: &'static str,
     /// The reason code if it is `full`; empty otherwise.
     pub(super) reason: String,
@@ -107,6 +110,8 @@ pub(super) struct Part {
     sources: Vec<PartSource>,
     /// The tables of its stages, at the versions that are read.
     below: Vec<SourceState>,
+    /// Rows on record as failed.
+    failed: Vec<FailedRows>,
 }
 
 /// A source of a part.
@@ -120,6 +125,27 @@ enum PartSource {
 }
 
 impl Part {
+    /// Some rows of a view again, in `mode`, at the versions of `state`, which it reflects. It has no stages.
+    pub(super) fn again(
+        query: Query,
+        mode: &'static str,
+        state: ViewState,
+        versions: Vec<SourceVersions>,
+    ) -> Self {
+        let sources = state.sources.into_iter().zip(versions);
+        Self {
+            query: Arc::new(query),
+            mode,
+            reason: String::new(),
+            definition: state.definition,
+            sources: sources
+                .map(|(state, v)| PartSource::Table(state, v))
+                .collect(),
+            below: state.below,
+            failed: state.failed,
+        }
+    }
+
     /// What there is to read, and the state once it is done, when the stages have these versions.
     pub(super) async fn complete(
         self,
@@ -168,7 +194,9 @@ impl Part {
                 below: self.below,
                 mode: self.mode.to_string(),
                 reason: self.reason,
+                failed: Vec::new(),
             },
+            failed: self.failed,
         })
     }
 }
@@ -178,11 +206,13 @@ impl Part {
 pub(super) struct Complete {
     /// The query.
     pub(super) query: Arc<Query>,
-    /// `none`, `incremental` or `full`.
+    /// `none`, `incremental`, `full`, or `filtered` (FAILED ONLY).
     pub(super) mode: &'static str,
     /// The versions to read.
     pub(super) versions: Vec<SourceVersions>,
-    /// The state once it is done.
+    /// Rows on record as failed before it.
+    pub(super) failed: Vec<FailedRows>,
+    /// The state once it is done, but for rows that fail.
     pub(super) state: ViewState,
 }
 
@@ -205,6 +235,9 @@ pub(super) async fn assess(
     definition: &ViewDefinition,
     wanted: &Wanted,
 ) -> Result<Assessment> {
+    if wanted.scope == Scope::FailedOnly {
+        return failed::assess(database, session, view, definition).await;
+    }
     let in_view = |error: Error| error.context(format!("materialized view '{}'", view.name));
     let options = ViewOptions::of(definition).map_err(in_view)?;
     let reading = Reading {
@@ -301,6 +334,7 @@ pub(super) async fn assess(
             reason,
             definition: stage.definition(&digest),
             below: Vec::new(),
+            failed: Vec::new(),
         });
     }
     let (compared, changes) = match (mode, compared) {
@@ -319,8 +353,13 @@ pub(super) async fn assess(
             (Compared::Changes(sources, Vec::new()), changes)
         }
     };
+    let failed = match of_view {
+        FoundState::State(state) => state.failed,
+        _ => Vec::new(),
+    };
     Ok(Assessment {
         view: Part {
+            failed,
             sources: part_sources(&query, &now.own, compared),
             query: Arc::new(query),
             mode,
@@ -608,7 +647,7 @@ async fn between(
 
 /// Refuses to refresh a view whose table can't hold what its query gives now. The columns of tables are fixed in the
 /// definition; but a view that it reads may have been replaced.
-fn check_columns(view: &Table, query: &Query) -> Result<()> {
+pub(super) fn check_columns(view: &Table, query: &Query) -> Result<()> {
     if fits(&view.stored_schema(), &query.schema()) {
         return Ok(());
     }

@@ -13,7 +13,9 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 
 use super::assess::Scope;
+use super::calls::Held;
 use super::declare::tables_read;
+use super::failed::OnError;
 use super::query::Query;
 use super::refresh::{
     ViewRefresh, ViewReport, attempts, begin, conclude, open_view, until_stopped,
@@ -287,11 +289,12 @@ async fn drive(
         driver: &driver,
         step: Mutex::default(),
     };
+    let held = Held::default();
     let work = async {
         let (_, last) = before(&environment, &request, Some(&progress)).await?;
-        attempts(&environment, &last, &driver, started).await
+        attempts(&environment, &last, &driver, &held, started).await
     };
-    let result = until_stopped(driver.signal(), work).await;
+    let result = until_stopped(&driver, &held, work).await;
     // A step that ran when this was told to stop has been told so, too: nobody waits for it any more.
     let step = lock(&progress.step).take();
     if let (Err(_), Some(step)) = (&result, step) {
@@ -402,6 +405,10 @@ pub async fn of_step(
             false => Scope::Auto,
         },
         as_of: versions.map(|(table, v)| (table.clone(), *v)).collect(),
+        on_error: match view == request.view {
+            true => request.on_error,
+            false => OnError::default(),
+        },
         ..request.clone()
     })
 }

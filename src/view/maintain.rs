@@ -14,12 +14,14 @@ use tokio::task::JoinSet;
 
 use super::apply::{Layout, StoredRows, changes};
 use super::assess::Complete;
+use super::calls::{Calls, Held};
 use super::keys::{in_keys, in_rows};
 use super::operator::Node;
 use super::options::ViewOptions;
 use super::paid;
 use super::pass::Pass;
 use super::progress::{Progress, counted};
+use super::refresh::ViewRefresh;
 use super::relation::{Side, hidden_names, project};
 use crate::database::{LanceTable, Table};
 use crate::job::counters::{Count, Phase};
@@ -39,6 +41,10 @@ pub(super) struct Maintenance<'a> {
     pub(super) environment: &'a Environment,
     /// The job.
     pub(super) driver: &'a Driver,
+    /// What it was asked.
+    pub(super) request: &'a ViewRefresh,
+    /// The calls that are on their way.
+    pub(super) held: &'a Held,
     /// A session with the settings of the view.
     pub(super) session: SessionState,
 }
@@ -69,17 +75,26 @@ impl Maintenance<'_> {
         part: Complete,
         concurrently: bool,
     ) -> Result<Maintained> {
-        let (property, text) = part.state.property()?;
-        let properties = HashMap::from([(property, text), (JOB.to_string(), self.driver.mark())]);
+        let database = &self.environment.database;
+        let calls = paid::prepare(database, self.request, self.driver, &part).await?;
+        self.held.hold(calls.clone());
+        let mut state = part.state.clone();
+        let looked_at = looked_at(&part);
         // Rows without a key can't be told apart, so they are all written anew.
         let is_keyed = part.query.root.is_some();
         let replace_all = part.mode == "full" && !(concurrently && is_keyed);
-        let change = self.write(table, options, part, concurrently).await?;
+        let change = self.write(table, options, part, calls.clone(), concurrently);
+        let change = change.await?;
         let (rows_inserted, rows_updated) = (change.rows_inserted, change.rows_replaced);
         let rows_deleted = match replace_all {
             true => table.dataset.count_rows(None).await? as u64,
             false => change.rows_deleted,
         };
+        if let Some(calls) = &calls {
+            state.failed = calls.failed_rows(database, looked_at.as_deref()).await?;
+        }
+        let (property, text) = state.property()?;
+        let properties = HashMap::from([(property, text), (JOB.to_string(), self.driver.mark())]);
         if let Err(error) = self.driver.check_claims().await {
             discard_change(&table.dataset, change).await;
             return Err(error);
@@ -105,7 +120,11 @@ impl Maintenance<'_> {
         let counters = self.driver.counters();
         counters.spent_since(Phase::Committing, committing);
         counters.add(Count::Commits, 1);
-        counters.set(Count::RowsComputed, rows_inserted + rows_updated);
+        let reused = counters.get(Count::RowsReused);
+        let written = rows_inserted + rows_updated;
+        counters.set(Count::RowsComputed, written.saturating_sub(reused));
+        // Nothing of it is left to be kept.
+        self.held.hold(None);
         Ok(Maintained {
             dataset,
             rows_inserted,
@@ -120,6 +139,7 @@ impl Maintenance<'_> {
         table: &Table,
         options: &ViewOptions,
         part: Complete,
+        calls: Option<Arc<Calls>>,
         concurrently: bool,
     ) -> Result<Change> {
         let Environment {
@@ -141,8 +161,14 @@ impl Maintenance<'_> {
                 let (counters, progress) = shared;
                 // Another attempt counts anew.
                 counters.set(Count::RowsComputed, 0);
-                let rows = changed_rows(session, &view, &options, part, concurrently, &progress);
-                let rows = counted(rows.await?, counters);
+                counters.set(Count::RowsReused, 0);
+                let (calls, how) = (calls.as_ref(), (concurrently, &*progress));
+                let rows = changed_rows(session, &view, &options, part, calls, how).await?;
+                let rows = match calls {
+                    // They count themselves.
+                    Some(_) => rows,
+                    None => counted(rows, counters),
+                };
                 let layout = options.layout();
                 write_change(
                     database.root(),
@@ -175,14 +201,26 @@ impl Maintenance<'_> {
     }
 }
 
+/// The rows of sources, each set with its place in the key, from which a refresh computes what comes from them; `None` if
+/// it computes all.
+fn looked_at(part: &Complete) -> Option<Vec<(usize, Arc<RowSet>)>> {
+    let root = part.query.root.as_ref();
+    let keys = root.filter(|_| part.mode != "full")?.keys.iter();
+    let rows = keys.enumerate().filter_map(|(place, key)| {
+        let versions = part.versions.get(key.source?)?;
+        Some((place, Arc::clone(&versions.removed)))
+    });
+    Some(rows.collect())
+}
+
 /// The rows to write, as [`write_change`] takes them.
 async fn changed_rows(
     session: SessionState,
     view: &Table,
     options: &ViewOptions,
     part: Complete,
-    concurrently: bool,
-    progress: &Progress,
+    calls: Option<&Arc<Calls>>,
+    (concurrently, progress): (bool, &Progress),
 ) -> Result<SendableRecordBatchStream> {
     let Complete {
         query,
@@ -205,16 +243,17 @@ async fn changed_rows(
     let pass = Pass::new(session, versions, stored);
     let mut stored = StoredRows::new(layout.clone())?;
     let added = match (&query.root, mode) {
-        (Some(root), "full") => root.stream(&pass, Side::New).await?,
-        (Some(root), _) => match by_row_condition(&pass, view, root) {
-            Some(condition) => {
-                let before = scan_stored(view, RowFilter::All)?
-                    .filter(condition)?
-                    .build()?;
-                paid::added(&pass, root, before, &query.names).await?
-            }
-            None => root.stream(&pass, Side::Added).await?,
-        },
+        (Some(root), "full") => paid::rows(&pass, root, Side::New, None, calls).await?,
+        (Some(root), _) => {
+            let before = match by_row_condition(&pass, view, root) {
+                Some(condition) => {
+                    let scan = scan_stored(view, RowFilter::All)?;
+                    Some(scan.filter(condition)?.build()?)
+                }
+                None => None,
+            };
+            paid::rows(&pass, root, Side::Added, before, calls).await?
+        }
         (None, _) => Some(query.plan.clone()),
     };
     let added = match added {
@@ -235,7 +274,9 @@ async fn changed_rows(
         None => None,
     };
     match (&query.root, mode) {
-        (Some(root), "incremental") => read_touched(&pass, view, root, &mut stored).await?,
+        (Some(root), "incremental" | "filtered") => {
+            read_touched(&pass, view, root, &mut stored).await?
+        }
         (Some(_), _) if concurrently => {
             let all = stored_rows(&pass, view, RowFilter::All).await?;
             stored.extend(all).await?;

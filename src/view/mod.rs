@@ -8,15 +8,19 @@
 //! A [refresh] [assesses](assess) what changed since the [state], lets the last operator say which rows are removed and
 //! added, [compares](apply) these with the stored ones, and commits the difference with the new state. Rows have a key
 //! that lasts, stored in hidden columns, so that a row that changes is replaced in its place and one that does
-//! not is left alone. [`paid`] keeps results of users' functions.
+//! not is left alone. [`paid`] keeps results of users' functions:
+//! [`calls`] computes them, [`checkpoint`] has those that are not committed, [`failed`] the rows on which they failed.
 
 mod apply;
 pub mod assess;
+mod calls;
 pub mod cascade;
+mod checkpoint;
 mod classify;
 mod constant;
 pub mod declare;
 pub mod explain;
+pub mod failed;
 pub mod failures;
 mod group;
 mod join;

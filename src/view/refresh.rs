@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::assess::{Assessment, Scope, SourceChange, Wanted, assess};
+use super::calls::Held;
+use super::checkpoint;
+use super::failed::{OnError, check_skip};
 use super::maintain::Maintenance;
 use super::options::ViewOptions;
 use crate::database::materialized_view::ViewDefinition;
@@ -15,12 +18,14 @@ use crate::job::counters::Count;
 use crate::job::driver::{Driver, Ending, JobRequest, end_interrupted, stop_error};
 use crate::job::environment::Environment;
 use crate::job::jobs::Begun;
-use crate::job::signal::{Signaller, Stop};
+use crate::job::signal::Stop;
 use crate::storage::pin;
 use crate::{Error, ErrorKind, Result};
 
 /// How often a refresh is planned anew because the view was changed meanwhile.
 const ATTEMPTS: usize = 5;
+/// How long calls that were told to stop are waited for: their results are written down.
+const GRACE: Duration = Duration::from_millis(700);
 
 /// What to refresh.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -36,6 +41,12 @@ pub struct ViewRefresh {
     pub concurrently: bool,
     /// Cancels the job after so long.
     pub timeout: Option<Duration>,
+    /// How much computing may be lost; `None` for the default.
+    #[serde(default)]
+    pub checkpoint_interval: Option<Duration>,
+    /// What becomes of a row whose call fails.
+    #[serde(default)]
+    pub on_error: OnError,
     /// The statement, in one form whatever was typed.
     pub statement: String,
 }
@@ -55,7 +66,7 @@ impl ViewRefresh {
 pub struct ViewReport {
     /// The view.
     pub view: String,
-    /// `none`, `incremental` or `full`.
+    /// `none`, `incremental`, `full`, or `filtered` (FAILED ONLY).
     pub mode: &'static str,
     /// The reason code of a full refresh; empty otherwise.
     pub reason: String,
@@ -105,10 +116,15 @@ pub async fn begin(environment: &Environment, request: &ViewRefresh) -> Result<B
     let started = Instant::now();
     let (view, definition) = open_view(database, &request.view).await?;
     let assessment = assess(database, state, &view, &definition, &request.wanted()).await?;
+    if request.on_error == OnError::Skip {
+        check_skip(&view.name, assessment.query())?;
+    }
     if assessment.mode() == "none" {
         // One that was killed behind its commit has nothing left to do.
         let ledger = environment.jobs.ledger();
-        end_interrupted(ledger, &request.statement, &view.name, 0).await?;
+        if let Some(id) = end_interrupted(ledger, &request.statement, &view.name, 0).await? {
+            checkpoint::discard(database, &view.name, &id).await?;
+        }
         return Ok(Begun::Nothing(nothing(&view, assessment, started)));
     }
     let job = JobRequest {
@@ -159,21 +175,39 @@ async fn drive(
     driver: Driver,
     started: Instant,
 ) -> Result<ViewReport> {
-    let work = attempts(&environment, &request, &driver, started);
-    let result = until_stopped(driver.signal(), work).await;
+    let held = Held::default();
+    let work = attempts(&environment, &request, &driver, &held, started);
+    let result = until_stopped(&driver, &held, work).await;
     conclude(driver, result).await
 }
 
-/// The result of a job's work, or why it was told to stop; then what is on its way stops here.
-pub(super) async fn until_stopped<T>(
-    signal: &Signaller,
-    work: impl Future<Output = T>,
-) -> Result<T, Stop> {
+/// The result of a job's work, or why it was told to stop: what is on its way stops here. Results of calls that were
+/// paid for are kept.
+pub(super) async fn until_stopped(
+    driver: &Driver,
+    held: &Held,
+    work: impl Future<Output = Result<ViewReport>>,
+) -> Result<Result<ViewReport>, Stop> {
     let mut work = Box::pin(work);
-    tokio::select! {
-        stop = signal.stopped() => Err(stop),
+    let mut result = tokio::select! {
+        biased;
+        stop = driver.signal().stopped() => Err(stop),
         result = &mut work => Ok(result),
+    };
+    if result.is_err() && held.is_some() {
+        // What is being evaluated is paid for.
+        if let Ok(Ok(report)) = tokio::time::timeout(GRACE, &mut work).await {
+            result = Ok(Ok(report));
+        }
     }
+    drop(work);
+    // Whoever has taken over does not look for it any more.
+    if !matches!(result, Ok(Ok(_)) | Err(Stop::Superseded))
+        && let Err(error) = held.keep().await
+    {
+        log::warn!("job '{}': {error}", driver.id());
+    }
+    result
 }
 
 /// Ends a job with the result of its work.
@@ -211,12 +245,15 @@ pub(super) async fn attempts(
     environment: &Environment,
     request: &ViewRefresh,
     driver: &Driver,
+    held: &Held,
     started: Instant,
 ) -> Result<ViewReport> {
     let mut attempt = 1;
     loop {
-        match attempt_once(environment, request, driver, started).await {
+        match attempt_once(environment, request, driver, held, started).await {
             Err(error) if error.kind() == ErrorKind::Conflict && attempt < ATTEMPTS => {
+                // The next attempt takes it from there.
+                held.write().await?;
                 attempt += 1;
                 driver.counters().add(Count::Retries, 1);
                 driver
@@ -232,6 +269,7 @@ async fn attempt_once(
     environment: &Environment,
     request: &ViewRefresh,
     driver: &Driver,
+    held: &Held,
     started: Instant,
 ) -> Result<ViewReport> {
     let Environment {
@@ -260,6 +298,8 @@ async fn attempt_once(
     let maintenance = Maintenance {
         environment,
         driver,
+        request,
+        held,
         session: definition.session(state)?,
     };
     let Assessment {
@@ -285,6 +325,18 @@ async fn attempt_once(
     let options = ViewOptions::of(&definition)?;
     let done = maintenance.maintain(&view, &options, part, request.concurrently);
     let done = done.await?;
+    if held.has_staged(driver)
+        && let Err(error) = checkpoint::discard(database, &view.name, driver.id()).await
+    {
+        log::warn!("job '{}': {error}", driver.id());
+    }
+    let failed = driver.counters().get(Count::RowsFailed);
+    if failed > 0 {
+        notices.push(format!(
+            "ROWS_FAILED: {failed} values are NULL because a call failed: SHOW ERRORS FOR VIEW {} says why, FAILED ONLY calls again",
+            view.name
+        ));
+    }
     for (table, version) in read {
         let released = async {
             let table = database.table(&table).await?;

@@ -7,6 +7,7 @@
 use lance::Dataset;
 use serde::{Deserialize, Serialize};
 
+use super::failed::FailedRows;
 use crate::delta::{FieldIdentity, VersionStamp};
 use crate::storage::properties::VIEW_STATE;
 use crate::storage::version::{NewestProperty, newest_property};
@@ -33,10 +34,13 @@ pub struct ViewState {
     /// The tables that the stages of the query read, in their order.
     #[serde(default)]
     pub below: Vec<SourceState>,
-    /// The mode of the refresh that made it: `full` or `incremental`.
+    /// The mode of the refresh that made it: `full`, `incremental`, or `filtered` (FAILED ONLY).
     pub mode: String,
     /// The reason code of a full refresh; empty otherwise.
     pub reason: String,
+    /// Rows for which a call failed, by column.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failed: Vec<FailedRows>,
 }
 
 impl ViewState {

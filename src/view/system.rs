@@ -51,6 +51,8 @@ struct ViewRow {
     next_mode: Option<String>,
     full_reason: Option<String>,
     rows_behind: Option<u64>,
+    rows_pending: Option<u64>,
+    rows_failed: Option<u64>,
     suspended: Option<bool>,
     suspended_because: Option<String>,
     target_lag: Option<String>,
@@ -93,6 +95,9 @@ impl ViewRow {
                         .tables()
                         .map(|source| (&*source.table, source.version.version)),
                 ));
+                // What a refresh computes it writes, or nothing.
+                self.rows_pending = Some(0);
+                self.rows_failed = Some(state.failed.iter().map(|failed| failed.rows).sum());
                 self.last_mode = Some(state.mode);
                 self.last_reason = Some(state.reason).filter(|reason| !reason.is_empty());
             }
@@ -211,6 +216,8 @@ pub async fn view_rows(ledger: &Ledger, only: Option<&str>) -> Result<RecordBatc
         optional_text("source_versions", texts(|r| &r.reflects)),
         optional_text("newest_versions", texts(|r| &r.newest)),
         number("rows_behind", rows.iter().map(|r| r.rows_behind)),
+        number("rows_pending", rows.iter().map(|r| r.rows_pending)),
+        number("rows_failed", rows.iter().map(|r| r.rows_failed)),
         optional_text("next_mode", texts(|r| &r.next_mode)),
         optional_text("full_reason", texts(|r| &r.full_reason)),
         boolean("suspended", rows.iter().map(|r| r.suspended).collect()),

@@ -13,6 +13,7 @@ use super::{KnownOption, MOST_ROWS, Options, TIMES, parse_duration, unknown};
 use crate::column::plan::BatchSize;
 use crate::sql::parser::dialect::HeadwaterDialect;
 use crate::sql::statement::{OptionValue, StatementOption};
+use crate::view::failed::OnError;
 pub use crate::view::options::{RefreshMode, TargetLag, ViewOptions};
 use crate::{Error, Result};
 
@@ -40,7 +41,7 @@ pub const REFRESH_VIEW: &[KnownOption] = &[
     KnownOption::now("checkpoint_interval"),
     KnownOption::now("timeout"),
     KnownOption::later("workers"),
-    KnownOption::later("on_error"),
+    KnownOption::now("on_error"),
     KnownOption::later("max_failed_rows"),
     KnownOption::later("max_failed_fraction"),
     KnownOption::later("call_timeout"),
@@ -170,6 +171,8 @@ pub struct RefreshViewOptions {
     pub checkpoint_interval: Option<Duration>,
     /// Cancels the job after so long.
     pub timeout: Option<Duration>,
+    /// What becomes of a row whose call fails.
+    pub on_error: OnError,
 }
 
 impl RefreshViewOptions {
@@ -199,6 +202,7 @@ impl RefreshViewOptions {
             fixed_batches,
             checkpoint_interval: options.duration("checkpoint_interval", TIMES)?,
             timeout: options.duration("timeout", TIMES)?,
+            on_error: on_error(options)?,
         })
     }
 }
@@ -253,6 +257,26 @@ fn check_stored(name: &str) -> Result<()> {
         .with_hint(format!("{REFRESH} … WITH ({name} = …)")));
     }
     Ok(())
+}
+
+/// What becomes of a row whose call fails. Trying again comes with functions that say how.
+fn on_error(options: &Options<'_>) -> Result<OnError> {
+    let Some(value) = options.value("on_error") else {
+        return Ok(OnError::default());
+    };
+    let OptionValue::Text(text) = value else {
+        return Err(options.refuse("on_error", value, "'fail' or 'skip'"));
+    };
+    let text = text.trim().to_lowercase();
+    match text.as_str() {
+        "fail" => Ok(OnError::Fail),
+        "skip" => Ok(OnError::Skip),
+        _ if text.starts_with("retry") || text.starts_with("skip(") => Err(Error::not_available(
+            format!("on_error = '{text}' of {}", options.statement),
+        )
+        .with_hint("'fail' and 'skip' are")),
+        _ => Err(options.refuse("on_error", value, "'fail' or 'skip'")),
+    }
 }
 
 fn refresh_mode(options: &Options<'_>) -> Result<Option<RefreshMode>> {

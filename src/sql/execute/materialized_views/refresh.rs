@@ -63,9 +63,16 @@ impl Executor {
     ) -> Result<ViewRefresh> {
         let options = RefreshViewOptions::read(&refresh.options)?;
         if refresh.mode == ViewRefreshMode::FailedOnly {
-            return Err(Error::not_available(
-                "REFRESH MATERIALIZED VIEW … FAILED ONLY",
-            ));
+            let beside = [
+                (!refresh.as_of.is_empty(), "AS OF"),
+                (refresh.cascade, "CASCADE"),
+            ];
+            if let Some((_, other)) = beside.iter().find(|(is_given, _)| *is_given) {
+                return Err(Error::invalid(format!(
+                    "FAILED ONLY reads what the view reflects, so it does not go with {other}"
+                ))
+                .with_hint("leave one of them out"));
+            }
         }
         let view = self.name_of(&refresh.name)?;
         self.view_named(&view).await?;
@@ -88,13 +95,16 @@ impl Executor {
         Ok(ViewRefresh {
             view,
             scope: match refresh.mode {
-                ViewRefreshMode::Auto | ViewRefreshMode::FailedOnly => Scope::Auto,
+                ViewRefreshMode::Auto => Scope::Auto,
+                ViewRefreshMode::FailedOnly => Scope::FailedOnly,
                 ViewRefreshMode::Full => Scope::Full,
                 ViewRefreshMode::Incremental => Scope::Incremental,
             },
             as_of,
             concurrently: refresh.concurrently,
             timeout: options.timeout,
+            checkpoint_interval: options.checkpoint_interval,
+            on_error: options.on_error,
             statement: refresh.text(),
         })
     }

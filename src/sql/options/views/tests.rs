@@ -19,7 +19,7 @@ fn create_takes_the_options_of_the_view_and_of_its_first_refresh() {
     let (view, refresh) = ViewOptions::for_create(&given(
         "(refresh_mode = incremental, target_lag = '10 minutes', max_rows_per_fragment = 1000, \
           shuffle_seed = 7, index_sources = FALSE, concurrency = 4, batch_rows = 100, \
-          batch_bytes = '64 MB', checkpoint_interval = 2.5, timeout = '1 hour')",
+          batch_bytes = '64 MB', checkpoint_interval = 2.5, timeout = '1 hour', on_error = 'SKIP')",
     ))
     .unwrap();
     assert_eq!(
@@ -45,6 +45,7 @@ fn create_takes_the_options_of_the_view_and_of_its_first_refresh() {
             fixed_batches: true,
             checkpoint_interval: Some(Duration::from_millis(2500)),
             timeout: Some(Duration::from_secs(3600)),
+            on_error: OnError::Skip,
         }
     );
     assert_eq!(
