@@ -5,6 +5,7 @@
 //! `HEADWATER_SEED` chooses other changes than those that are made by default, `HEADWATER_STEPS` up to three rounds of
 //! them; a failure prints the seed.
 
+mod queries;
 mod rows;
 #[path = "../examples/tpch/tables.rs"]
 mod tables;
@@ -19,6 +20,7 @@ use std::sync::{Arc, LazyLock};
 use datafusion::arrow::array::{Array, AsArray, RecordBatch};
 use headwater::session::Headwater;
 use libtest_mimic::{Failed, Trial};
+use queries::views;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rows::{Rows, is_same, only_in, rows};
@@ -28,7 +30,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::OnceCell;
 use tpchgen::distribution::Distributions;
 use tpchgen::text::TextPool;
-use workload::{MOST_ROUNDS, changes, views};
+use workload::{MOST_ROUNDS, changes};
 
 const DEFAULT_SEED: u64 = 20_261_121;
 const DEFAULT_ROUNDS: u32 = 2;

@@ -1,22 +1,9 @@
-//! The 22 queries of TPC-H, and changes to the tables that they read.
+//! Changes to the tables that the queries of TPC-H read.
 
 use rand::Rng;
 
-/// The views as statements.
-const STATEMENTS: &str = include_str!("../../examples/tpch/views.sql");
-
 /// Rounds of changes that can be made: the keys of orders leave room for as many.
 pub const MOST_ROUNDS: u32 = 3;
-
-/// The views: their names, and their queries.
-pub fn views() -> Vec<(&'static str, &'static str)> {
-    STATEMENTS
-        .split("CREATE MATERIALIZED VIEW ")
-        .skip(1)
-        .filter_map(|statement| statement.split_once(" AS\n"))
-        .map(|(name, query)| (name, query.trim_end().trim_end_matches(';')))
-        .collect()
-}
 
 /// Inserts, updates and deletes of about a hundredth of each table, more of a small one, so chosen that every query
 /// gives another result at scale 0.01. `{n}` is the number of the round; `{p}`, `{o}` and `{r}` choose rows, out of a

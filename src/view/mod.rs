@@ -20,6 +20,7 @@ mod classify;
 mod constant;
 pub mod declare;
 pub mod explain;
+mod extract;
 pub mod failed;
 pub mod failures;
 mod group;

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, LazyLock, Mutex};
 
 use datafusion::arrow::datatypes::{DataType, Field, Schema};
-use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
+use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{Column, DFSchema, JoinType, NullEquality};
 use datafusion::datasource::provider_as_source;
 use datafusion::execution::SessionStateDefaults;
@@ -56,18 +56,15 @@ static BUILT_IN: LazyLock<HashSet<String>> = LazyLock::new(|| {
 
 /// Whether an expression calls a function of the user's own.
 pub(super) fn is_paid(expression: &Expr) -> bool {
-    let mut found = false;
-    // The closure never fails.
-    let _ = expression.apply(|node| {
-        if let Expr::ScalarFunction(call) = node
-            && !BUILT_IN.contains(call.func.name())
-        {
-            found = true;
-            return Ok(TreeNodeRecursion::Stop);
-        }
-        Ok(TreeNodeRecursion::Continue)
-    });
-    found
+    // Looking never fails.
+    expression
+        .exists(|node| Ok(is_paid_call(node)))
+        .unwrap_or(false)
+}
+
+/// Whether an expression is a call of a function of the user's own.
+pub(super) fn is_paid_call(expression: &Expr) -> bool {
+    matches!(expression, Expr::ScalarFunction(call) if !BUILT_IN.contains(call.func.name()))
 }
 
 /// A column of the last projection that calls functions, row by row.

@@ -24,6 +24,7 @@ use datafusion::optimizer::scalar_subquery_to_join::ScalarSubqueryToJoin;
 use datafusion::optimizer::simplify_expressions::SimplifyExpressions;
 use datafusion::optimizer::{Optimizer, OptimizerContext, OptimizerRule};
 
+use super::extract::extract_calls;
 use crate::database::LanceTable;
 use crate::database::materialized_view::ViewDefinition;
 use crate::{Error, Result};
@@ -63,7 +64,8 @@ pub(super) async fn plan_query(
     // Without the time of day: now() must not become a constant here.
     let context = OptimizerContext::new_with_config_options(Arc::new(options))
         .without_query_execution_start_time();
-    Ok(Optimizer::with_rules(rules).optimize(plan, &context, |_, _| {})?)
+    let plan = Optimizer::with_rules(rules).optimize(plan, &context, |_, _| {})?;
+    Ok(extract_calls(plan)?)
 }
 
 /// Refuses what no materialized view can read: files, and tables of the session.

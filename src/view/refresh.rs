@@ -277,6 +277,10 @@ async fn attempt_once(
     } = environment;
     let (view, definition) = open_view(database, &request.view).await?;
     let assessment = assess(database, state, &view, &definition, &request.wanted()).await?;
+    // A cascade that goes on in the background does not begin here.
+    if request.on_error == OnError::Skip {
+        check_skip(&view.name, assessment.query())?;
+    }
     if assessment.mode() == "none" {
         // Of a cascade: that was not known when its job began.
         return Ok(nothing(&view, assessment, started));
