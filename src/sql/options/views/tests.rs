@@ -173,7 +173,7 @@ fn unknown_options_name_the_known_ones() {
         error.to_string(),
         "REFRESH MATERIALIZED VIEW has no option 'batchrows'\n\
          Hint: did you mean 'batch_rows'? its options are full, concurrency, batch_rows, \
-         max_batch_rows, batch_bytes, checkpoint_interval, timeout"
+         max_batch_rows, batch_bytes, checkpoint_interval, timeout, on_error"
     );
     let options = ViewOptions::default();
     for error in [
