@@ -6,18 +6,14 @@
 //! fragment. There are two kinds: **checkpoints**, written while a fragment is computed, and the
 //! **column files** of fragments that are whole.
 //!
-//! They lie in `_headwater/staged/<table>/`. A record (`.json`) is written after the file that it
-//! names, so what a record says is there. A refresh that is through removes those of its columns.
+//! They are [files of a job](crate::job::staged). A refresh that is through removes those of its columns.
 
 use std::collections::HashMap;
-use std::io::Cursor;
 use std::sync::Arc;
 
 use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch, UInt32Array, UInt64Array};
-use datafusion::arrow::compute::{concat_batches, interleave, take};
+use datafusion::arrow::compute::{interleave, take};
 use datafusion::arrow::datatypes::UInt64Type;
-use datafusion::arrow::ipc::reader::FileReader;
-use datafusion::arrow::ipc::writer::FileWriter;
 use lance::Dataset;
 use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
@@ -26,6 +22,7 @@ use super::assess::{Column, rows_changed, same_fields};
 use super::plan::Pass;
 use crate::database::{Database, Table};
 use crate::delta::{FieldIdentity, VersionStamp};
+use crate::job::staged::{from_ipc, new_name, records, write_file, write_record};
 use crate::storage::column_file::ColumnFileReader;
 use crate::storage::fragments::{ids_at, offsets_of, places_of};
 use crate::storage::{RowSet, storage_error};
@@ -72,11 +69,6 @@ pub enum StagedFile {
     ColumnFile(String),
 }
 
-/// Where results for a table are staged, below `_headwater/`.
-pub fn folder(table: &str) -> String {
-    format!("staged/{table}")
-}
-
 /// Stages what one pass computes.
 #[derive(Debug)]
 pub struct Staging {
@@ -121,12 +113,8 @@ impl Staging {
             columns.push((field.name().clone(), Arc::clone(array), true));
         }
         let batch = RecordBatch::try_from_iter_with_nullable(columns)?;
-        let mut writer = FileWriter::try_new(Vec::new(), &batch.schema())?;
-        writer.write(&batch)?;
-        let bytes = writer.into_inner()?;
-        let name = self.new_name();
-        let path = format!("{}/{name}.arrow", folder(&self.table));
-        self.database.root().create_own(&path, bytes).await?;
+        let name = new_name(&self.job);
+        let path = write_file(&self.database, &self.table, &name, &batch).await?;
         self.record(&name, fragment, StagedFile::Checkpoint(path), rows)
             .await
     }
@@ -134,11 +122,8 @@ impl Staging {
     /// Notes that the file of `fragment` is whole; `rows` as for [`checkpoint`](Self::checkpoint).
     pub async fn column_file(&self, fragment: u64, file: &str, rows: Vec<RowSet>) -> Result<()> {
         let file = StagedFile::ColumnFile(file.to_string());
-        self.record(&self.new_name(), fragment, file, rows).await
-    }
-
-    fn new_name(&self) -> String {
-        format!("{}-{}", self.job, uuid::Uuid::new_v4().simple())
+        self.record(&new_name(&self.job), fragment, file, rows)
+            .await
     }
 
     async fn record(
@@ -159,11 +144,7 @@ impl Staging {
             columns,
             file,
         };
-        let path = format!("{}/{name}.json", folder(&self.table));
-        let content = serde_json::to_vec(&record)
-            .map_err(|error| Error::internal(format!("a record can't be written: {error}")))?;
-        self.database.root().create_own(&path, content).await?;
-        Ok(())
+        write_record(&self.database, &self.table, name, &record).await
     }
 }
 
@@ -192,7 +173,7 @@ impl Staged {
     ) -> Result<Self> {
         let mut changed = Changed::default();
         let mut sources = Vec::new();
-        for (_, record) in records(database, &table.name).await? {
+        for (_, record) in records::<StagedRecord>(database, &table.name).await? {
             if only.is_some_and(|job| record.job != job) {
                 continue;
             }
@@ -253,27 +234,9 @@ impl Staged {
     }
 }
 
-/// All records of a table, by name. Those that can't be read are left out: they only save work.
-async fn records(database: &Database, table: &str) -> Result<Vec<(String, StagedRecord)>> {
-    let folder = folder(table);
-    let mut records = Vec::new();
-    for name in database.root().list_own(&folder).await? {
-        if !name.ends_with(".json") {
-            continue;
-        }
-        let path = format!("{folder}/{name}");
-        if let Some(bytes) = database.root().read_own(&path).await?
-            && let Ok(record) = serde_json::from_slice(&bytes)
-        {
-            records.push((path, record));
-        }
-    }
-    Ok(records)
-}
-
 /// Removes what is staged of columns, by their field ids: their refresh is through.
 pub async fn discard(database: &Database, table: &str, field_ids: &[i32]) -> Result<()> {
-    for (path, record) in records(database, table).await? {
+    for (path, record) in records::<StagedRecord>(database, table).await? {
         let theirs = |column: &StagedColumn| field_ids.contains(&column.field_id);
         if !record.columns.iter().all(theirs) {
             continue;
@@ -285,11 +248,6 @@ pub async fn discard(database: &Database, table: &str, field_ids: &[i32]) -> Res
         }
     }
     Ok(())
-}
-
-/// Removes all files that a job has staged: it is through, whatever became of them.
-pub async fn discard_all(database: &Database, table: &str, job: &str) -> Result<()> {
-    database.root().remove_own_files(&folder(table), job).await
 }
 
 /// What changed since the versions that records were computed from: many come from one version.
@@ -486,10 +444,7 @@ impl FragmentValues {
                     Error::new(ErrorKind::Storage, format!("'_headwater/{path}' is gone"))
                         .with_hint("run the statement again: what is gone is computed again")
                 })?;
-                let reader = FileReader::try_new(Cursor::new(bytes), None)?;
-                let schema = reader.schema();
-                let batches = reader.collect::<std::result::Result<Vec<_>, _>>()?;
-                let batch = concat_batches(&schema, &batches)?;
+                let batch = from_ipc(bytes, None)?;
                 let ids = batch.column(0).as_primitive::<UInt64Type>();
                 let rows = ids.values().iter().zip(0u32..).map(|(id, row)| (*id, row));
                 Ok(OpenFile::Checkpoint {

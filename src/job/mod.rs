@@ -16,4 +16,5 @@ pub mod ledger;
 pub mod process;
 pub mod record;
 pub mod signal;
+pub mod staged;
 pub mod system;

@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 
-use clap::{ArgMatches, ColorChoice, CommandFactory, FromArgMatches, Parser};
+use clap::{ArgMatches, Args, ColorChoice, CommandFactory, FromArgMatches, Parser};
 use datafusion::prelude::SessionContext;
 use datafusion_cli::print_format::PrintFormat;
 use datafusion_cli::print_options::MaxRows;
@@ -83,6 +83,17 @@ struct Declared {
     #[arg(long)]
     keep_going: bool,
 
+    #[command(flatten)]
+    store: StoreArguments,
+
+    /// How much memory queries may use, such as 4g or 512m
+    #[arg(short, long, value_name = "BYTES", value_parser = size)]
+    memory_limit: Option<u64>,
+}
+
+/// How the object store is reached.
+#[derive(Args)]
+pub(super) struct StoreArguments {
     /// An option of the object store, such as aws_region=eu-west-1 (may be repeated)
     #[arg(long, value_name = "NAME=VALUE", value_parser = name_and_value)]
     option: Vec<(String, String)>,
@@ -90,10 +101,22 @@ struct Declared {
     /// A TOML file with options of the object store, one name = "value" a line
     #[arg(long, value_name = "FILE")]
     options_file: Option<PathBuf>,
+}
 
-    /// How much memory queries may use, such as 4g or 512m
-    #[arg(short, long, value_name = "BYTES", value_parser = size)]
-    memory_limit: Option<u64>,
+impl StoreArguments {
+    /// The options of the file, and over them those of the command line.
+    ///
+    /// # Errors
+    ///
+    /// If the file can't be read, or is not a table of plain values.
+    pub(super) fn options(&self) -> Result<HashMap<String, String>> {
+        let mut options = match &self.options_file {
+            Some(path) => read_options(path)?,
+            None => HashMap::new(),
+        };
+        options.extend(self.option.iter().cloned());
+        Ok(options)
+    }
 }
 
 /// What the command was asked to do.
@@ -111,8 +134,7 @@ pub(super) struct Arguments {
     /// Whether to go on after a failure.
     pub(super) keep_going: bool,
     color: ColorChoice,
-    options: Vec<(String, String)>,
-    options_file: Option<PathBuf>,
+    store: StoreArguments,
     /// In bytes.
     memory_limit: Option<u64>,
 }
@@ -146,19 +168,14 @@ impl Arguments {
             maxrows: declared.maxrows,
             keep_going: declared.keep_going,
             color: declared.color,
-            options: declared.option,
-            options_file: declared.options_file,
+            store: declared.store,
             memory_limit: declared.memory_limit,
         })
     }
 
-    /// The options of the object store: those of the file, and over them those of the command line.
-    ///
-    /// # Errors
-    ///
-    /// If the file can't be read, or is not a table of plain values.
+    /// The options of the object store; see [`StoreArguments::options`].
     pub(super) fn storage_options(&self) -> Result<HashMap<String, String>> {
-        storage_options(self.options_file.as_deref(), &self.options)
+        self.store.options()
     }
 
     /// Whether to colour what is typed.
@@ -178,19 +195,6 @@ impl Arguments {
     pub(super) async fn limit_memory(&self, context: &SessionContext) -> Result<()> {
         limit_memory(context, self.memory_limit).await
     }
-}
-
-/// The options of the object store: those of a file, and over them those of the command line.
-pub(super) fn storage_options(
-    file: Option<&Path>,
-    given: &[(String, String)],
-) -> Result<HashMap<String, String>> {
-    let mut options = match file {
-        Some(path) => read_options(path)?,
-        None => HashMap::new(),
-    };
-    options.extend(given.iter().cloned());
-    Ok(options)
 }
 
 /// Sets a limit of memory, in bytes, on a context, if there is one.
@@ -248,7 +252,7 @@ fn inputs(matches: &ArgMatches) -> Vec<Input> {
     inputs.into_iter().map(|(_, input)| input).collect()
 }
 
-pub(super) fn name_and_value(text: &str) -> Result<(String, String), String> {
+fn name_and_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.trim().is_empty() => {
             Ok((name.trim().to_string(), value.to_string()))

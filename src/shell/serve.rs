@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,7 +11,7 @@ use datafusion::arrow::temporal_conversions::timestamp_ms_to_datetime;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 
-use super::arguments::{limit_memory, name_and_value, size, storage_options};
+use super::arguments::{StoreArguments, limit_memory, size};
 use super::{WORKER_STACK, no_runtime, report, say};
 use crate::Result;
 use crate::serve::{Keeper, Settings};
@@ -76,13 +75,8 @@ pub(super) struct ServeArguments {
     #[arg(short, long)]
     quiet: bool,
 
-    /// An option of the object store, such as aws_region=eu-west-1 (may be repeated)
-    #[arg(long, value_name = "NAME=VALUE", value_parser = name_and_value)]
-    option: Vec<(String, String)>,
-
-    /// A TOML file with options of the object store, one name = "value" a line
-    #[arg(long, value_name = "FILE")]
-    options_file: Option<PathBuf>,
+    #[command(flatten)]
+    store: StoreArguments,
 
     /// How much memory refreshes may use, such as 4g or 512m
     #[arg(short, long, value_name = "BYTES", value_parser = size)]
@@ -117,8 +111,7 @@ pub(super) fn run(args: Vec<OsString>, builder: HeadwaterBuilder) -> ExitCode {
 }
 
 fn start(arguments: &ServeArguments, builder: HeadwaterBuilder) -> Result<bool> {
-    let options: HashMap<String, String> =
-        storage_options(arguments.options_file.as_deref(), &arguments.option)?;
+    let options: HashMap<String, String> = arguments.store.options()?;
     let runtime = |name: &str, workers: Option<usize>| -> Result<Runtime> {
         let mut builder = Builder::new_multi_thread();
         if let Some(workers) = workers {

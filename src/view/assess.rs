@@ -77,8 +77,8 @@ pub struct SourceChange {
 pub(super) struct Assessment {
     /// What has to be done with the rows of the view.
     pub(super) view: Part,
-    /// The same of its stages, in their order.
-    pub(super) stages: Vec<Part>,
+    /// The same of its stages, in their order, each with its table as it was compared; `None` if it has none yet.
+    pub(super) stages: Vec<(Option<Table>, Part)>,
     /// What changed in the tables that it reads: in those of its own, and behind them in those of its stages.
     pub(super) changes: Vec<SourceChange>,
 }
@@ -255,17 +255,20 @@ pub(super) async fn assess(
     // It need not be computed where nothing changed.
     let always_full = wanted.scope == Scope::Auto && options.refresh_mode == RefreshMode::Full;
     let digest = digest(database, definition).await?;
-    let now = States::of(&query).await?;
+    let planned = Sources::of(&query).await?;
+    let mut tables = Vec::with_capacity(query.stages.len());
     let mut found = Vec::with_capacity(query.stages.len());
     let mut stages = Vec::with_capacity(query.stages.len());
     let mut obstacle = None;
-    for (stage, now) in query.stages.iter().zip(&now.of_stages) {
-        let state = match stage.open(database).await? {
+    for (stage, planned) in query.stages.iter().zip(&planned.of_stages) {
+        let table = stage.open(database).await?;
+        let state = match &table {
             Some(table) => find_state(&table.name, &table.dataset).await?,
             None => FoundState::Never,
         };
+        tables.push(table);
         let definition = stage.definition(&digest);
-        let compared = compare(database, &definition, &stage.query, now, &state).await?;
+        let compared = compare(database, &definition, &stage.query, planned, &state).await?;
         if let Compared::Full(reason) = &compared {
             obstacle.get_or_insert(reason.clone());
         }
@@ -273,10 +276,10 @@ pub(super) async fn assess(
         stages.push(compared);
     }
     let of_view = find_state(&view.name, &view.dataset).await?;
-    let mut compared = compare(database, &digest, &query, &now.own, &of_view).await?;
+    let mut compared = compare(database, &digest, &query, &planned.own, &of_view).await?;
     let mut below = Vec::new();
     if let (Compared::Changes(..), FoundState::State(state)) = (&compared, &of_view) {
-        match compare_below(database, state, &query, &now, &found, &stages).await? {
+        match compare_below(database, state, &planned, &found, &stages).await? {
             Ok(changes) => below = changes,
             Err(reason) => compared = Compared::Full(reason),
         }
@@ -314,11 +317,11 @@ pub(super) async fn assess(
         }));
     }
     let all_anew = reason == REQUESTED_FULL;
-    let planned = query.stages.iter().map(|stage| Arc::clone(&stage.query));
+    let below_view = planned.of_stages.iter().flatten();
+    let below_view = below_view.filter_map(Planned::state).cloned().collect();
     let mut parts = Vec::with_capacity(stages.len());
-    for (((query, compared), stage), now) in
-        planned.zip(stages).zip(&query.stages).zip(&now.of_stages)
-    {
+    let of_stages = query.stages.iter().zip(planned.of_stages);
+    for (((stage, planned), compared), table) in of_stages.zip(stages).zip(tables) {
         let compared = match compared {
             Compared::Changes(..) if all_anew => Compared::Full(reason.clone()),
             compared => compared,
@@ -327,15 +330,16 @@ pub(super) async fn assess(
             Compared::Full(reason) => ("full", reason.clone()),
             Compared::Changes(..) => ("incremental", String::new()),
         };
-        parts.push(Part {
-            sources: part_sources(&query, now, compared),
-            query,
+        let part = Part {
+            sources: part_sources(planned, compared),
+            query: Arc::clone(&stage.query),
             mode,
             reason,
             definition: stage.definition(&digest),
             below: Vec::new(),
             failed: Vec::new(),
-        });
+        };
+        parts.push((table, part));
     }
     let (compared, changes) = match (mode, compared) {
         ("full", _) | (_, Compared::Full(_)) => {
@@ -360,46 +364,70 @@ pub(super) async fn assess(
     Ok(Assessment {
         view: Part {
             failed,
-            sources: part_sources(&query, &now.own, compared),
+            sources: part_sources(planned.own, compared),
             query: Arc::new(query),
             mode,
             reason,
             definition: digest,
-            below: now.of_stages.into_iter().flatten().flatten().collect(),
+            below: below_view,
         },
         stages: parts,
         changes,
     })
 }
 
-/// The states of sources once they are read; of stages there are none yet.
-struct States {
-    own: Vec<Option<SourceState>>,
-    of_stages: Vec<Vec<Option<SourceState>>>,
+/// A source as it is to be read.
+enum Planned {
+    /// A table: its state once it is read, and its version.
+    Table(SourceState, Arc<Dataset>),
+    /// A stage, as its place among the stages; there is no version yet.
+    Stage(usize),
 }
 
-impl States {
+impl Planned {
+    fn table(&self) -> Option<(&SourceState, &Arc<Dataset>)> {
+        match self {
+            Self::Table(state, dataset) => Some((state, dataset)),
+            Self::Stage(_) => None,
+        }
+    }
+
+    fn state(&self) -> Option<&SourceState> {
+        Some(self.table()?.0)
+    }
+}
+
+/// The sources of a query, and of each of its stages.
+struct Sources {
+    own: Vec<Planned>,
+    of_stages: Vec<Vec<Planned>>,
+}
+
+impl Sources {
     async fn of(query: &Query) -> Result<Self> {
         let mut of_stages = Vec::with_capacity(query.stages.len());
         for stage in &query.stages {
-            of_stages.push(source_states(&stage.query).await?);
+            of_stages.push(planned(&stage.query).await?);
         }
         Ok(Self {
-            own: source_states(query).await?,
+            own: planned(query).await?,
             of_stages,
         })
     }
 }
 
-async fn source_states(query: &Query) -> Result<Vec<Option<SourceState>>> {
-    let mut states = Vec::with_capacity(query.sources.len());
+async fn planned(query: &Query) -> Result<Vec<Planned>> {
+    let mut sources = Vec::with_capacity(query.sources.len());
     for source in &query.sources {
-        states.push(match source.dataset() {
-            Some(dataset) => Some(source_state(source, dataset).await?),
-            None => None,
+        sources.push(match &source.origin {
+            Origin::Table(dataset) => {
+                let state = source_state(source, dataset).await?;
+                Planned::Table(state, Arc::clone(dataset))
+            }
+            Origin::Stage(place) => Planned::Stage(*place),
         });
     }
-    Ok(states)
+    Ok(sources)
 }
 
 /// The state of a source that is read at the version of `dataset`.
@@ -416,29 +444,23 @@ async fn source_state(source: &Source, dataset: &Dataset) -> Result<SourceState>
     })
 }
 
-fn part_sources(query: &Query, now: &[Option<SourceState>], compared: Compared) -> Vec<PartSource> {
-    let compared = match compared {
+fn part_sources(planned: Vec<Planned>, compared: Compared) -> Vec<PartSource> {
+    let since = match compared {
         Compared::Changes(sources, _) => sources.into_iter().map(Some).collect(),
-        Compared::Full(_) => vec![None; query.sources.len()],
+        Compared::Full(_) => Vec::new(),
     };
-    let sources = query.sources.iter().zip(now).zip(compared);
+    let since = since.into_iter().chain(std::iter::repeat_with(|| None));
+    let sources = planned.into_iter().zip(since);
     sources
-        .map(|((source, now), compared)| match (&source.origin, now) {
-            (Origin::Table(dataset), Some(now)) => {
-                let versions = match compared {
-                    Some(Since::Table(versions)) => versions,
-                    _ => everything(dataset),
-                };
-                PartSource::Table(now.clone(), versions)
+        .map(|(source, since)| match (source, since) {
+            (Planned::Table(now, _), Some(Since::Table(versions))) => {
+                PartSource::Table(now, versions)
             }
-            (Origin::Table(_), None) => PartSource::Stage(usize::MAX, None),
-            (Origin::Stage(place), _) => PartSource::Stage(
-                *place,
-                match compared {
-                    Some(Since::Stage(version)) => Some(version),
-                    _ => None,
-                },
-            ),
+            (Planned::Table(now, dataset), _) => PartSource::Table(now, everything(&dataset)),
+            (Planned::Stage(place), Some(Since::Stage(version))) => {
+                PartSource::Stage(place, Some(version))
+            }
+            (Planned::Stage(place), _) => PartSource::Stage(place, None),
         })
         .collect()
 }
@@ -479,7 +501,6 @@ enum Compared {
 }
 
 /// What changed in a source since a state.
-#[derive(Clone)]
 enum Since {
     /// The versions of a table.
     Table(SourceVersions),
@@ -487,12 +508,12 @@ enum Since {
     Stage(VersionStamp),
 }
 
-/// What changed in the sources of a query since `found`. `now` are the states of its tables.
+/// What changed in the sources of a query since `found`.
 async fn compare(
     database: &Database,
     definition: &str,
     query: &Query,
-    now: &[Option<SourceState>],
+    planned: &[Planned],
     found: &FoundState,
 ) -> Result<Compared> {
     let full = |reason: &str| Ok(Compared::Full(reason.to_string()));
@@ -502,14 +523,14 @@ async fn compare(
         FoundState::Modified => return full(TARGET_MODIFIED),
         FoundState::State(state) => state,
     };
-    let planned = query.sources.iter().map(|source| &source.table);
-    let same_tables = planned.eq(state.sources.iter().map(|source| &source.table));
+    let tables = query.sources.iter().map(|source| &source.table);
+    let same_tables = tables.eq(state.sources.iter().map(|source| &source.table));
     if state.definition != definition || !same_tables {
         return full(DEFINITION_CHANGED);
     }
     let (mut sources, mut changes) = (Vec::new(), Vec::new());
-    for ((then, now), source) in state.sources.iter().zip(now).zip(&query.sources) {
-        let (Some(now), Some(dataset)) = (now, source.dataset()) else {
+    for (then, source) in state.sources.iter().zip(planned) {
+        let Some((now, dataset)) = source.table() else {
             let stage = database.table_at(&then.table, Some(then.version.version));
             let is_there = match stage.await {
                 Ok(table) => VersionStamp::of(&table.dataset).await? == then.version,
@@ -536,37 +557,28 @@ async fn compare(
 async fn compare_below(
     database: &Database,
     state: &ViewState,
-    query: &Query,
-    now: &States,
+    planned: &Sources,
     found: &[FoundState],
     compared: &[Compared],
 ) -> Result<std::result::Result<Vec<SourceChange>, String>> {
-    let tables = now.of_stages.iter().flatten().flatten();
-    if !tables
-        .map(|now| &now.table)
-        .eq(state.below.iter().map(|then| &then.table))
-    {
+    let tables = planned.of_stages.iter().flatten();
+    let tables = tables.filter_map(Planned::state).map(|now| &now.table);
+    if !tables.eq(state.below.iter().map(|then| &then.table)) {
         return Ok(Err(DEFINITION_CHANGED.to_string()));
     }
     let mut then = state.below.iter();
     let mut changes = Vec::with_capacity(state.below.len());
-    for (((stage, now), found), compared) in (query.stages.iter().zip(&now.of_stages))
-        .zip(found)
-        .zip(compared)
-    {
+    for ((planned, found), compared) in planned.of_stages.iter().zip(found).zip(compared) {
         let known = match (found, compared) {
             (FoundState::State(state), Compared::Changes(_, changes)) => {
-                let tables = stage.query.sources.iter().zip(&state.sources);
-                let tables = tables.filter(|(source, _)| source.dataset().is_some());
+                let tables = planned.iter().zip(&state.sources);
+                let tables = tables.filter(|(source, _)| source.table().is_some());
                 tables.map(|(_, then)| then).zip(changes).collect()
             }
             _ => Vec::new(),
         };
         let mut known = known.into_iter();
-        for (source, now) in stage.query.sources.iter().zip(now) {
-            let (Some(now), Some(dataset)) = (now, source.dataset()) else {
-                continue;
-            };
+        for (now, dataset) in planned.iter().filter_map(Planned::table) {
             let (Some(then), known) = (then.next(), known.next()) else {
                 continue;
             };

@@ -18,13 +18,13 @@ use super::declare::tables_read;
 use super::failed::OnError;
 use super::query::Query;
 use super::refresh::{
-    ViewRefresh, ViewReport, attempts, begin, conclude, open_view, until_stopped,
+    ViewRefresh, ViewReport, attempts, begin, conclude, job_of, open_view, until_stopped,
 };
 use crate::column::refresh::{self as columns, Refresh, Settings};
 use crate::column::run;
 use crate::database::materialized_view::ViewDefinition;
 use crate::database::view::Reading;
-use crate::job::driver::{Driver, JobRequest, stop_error};
+use crate::job::driver::{Driver, stop_error};
 use crate::job::environment::Environment;
 use crate::job::jobs::{Attached, Begun};
 use crate::{Error, Result};
@@ -247,23 +247,11 @@ pub async fn submit(
     find(environment, request).await?;
     let started = Instant::now();
     let table = environment.database.table(&request.view).await?;
-    let mut written = serde_json::to_value(request)
-        .map_err(|error| Error::internal(format!("a request can't be written: {error}")))?;
-    if let Some(fields) = written.as_object_mut() {
+    let mut job = job_of(request, table.version())?;
+    job.mode = CASCADE.to_string();
+    if let Some(fields) = job.request.as_object_mut() {
         fields.insert(CASCADE.to_string(), true.into());
     }
-    let job = JobRequest {
-        statement: request.statement.clone(),
-        table: request.view.clone(),
-        columns: Vec::new(),
-        mode: CASCADE.to_string(),
-        reason: String::new(),
-        objects: vec![format!("{}/view", request.view)],
-        request: written,
-        version: table.version(),
-        timeout: request.timeout,
-        max_time: None,
-    };
     let ledger = environment.jobs.ledger().clone();
     let (environment, request) = (environment.clone(), request.clone());
     let jobs = Arc::clone(&environment.jobs);

@@ -7,30 +7,26 @@
 //! it names. A refresh that has committed removes those of its view.
 
 use std::collections::HashMap;
-use std::io::Cursor;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use datafusion::arrow::compute::{concat, interleave};
 use datafusion::arrow::datatypes::{DataType, UInt64Type};
-use datafusion::arrow::ipc::reader::FileReader;
-use datafusion::arrow::ipc::writer::FileWriter;
 use serde::{Deserialize, Serialize};
 
 use super::keys::RowEncoder;
 use super::paid::{PaidColumn, changed_since};
 use super::source::SourceVersions;
 use super::state::SourceState;
-use crate::column::staged::folder;
+use crate::column::refresh::CHECKPOINT_INTERVAL;
 use crate::database::Database;
 use crate::delta::VersionStamp;
 use crate::job::counters::{Count, Counters, Phase};
+use crate::job::staged::{discard_all, from_ipc, new_name, records, write_file, write_record};
 use crate::storage::RowSet;
 use crate::{Error, ErrorKind, Result};
 
-/// How much computing may be lost, unless `checkpoint_interval` says something else.
-const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(10);
 /// How long an evaluation takes at most, as `column::work::Pace` sees to it.
 const EVALUATION: Duration = Duration::from_millis(250);
 /// Bytes of results that wait for a checkpoint.
@@ -209,10 +205,8 @@ impl Checkpoints {
         if batch.num_rows() == 0 {
             return Ok(());
         }
-        let name = format!("{}-{}", self.job, uuid::Uuid::new_v4().simple());
-        let file = format!("{}/{name}.arrow", folder(&self.view));
-        let root = self.database.root();
-        root.create_own(&file, ipc(&batch)?).await?;
+        let (database, view, name) = (&self.database, &self.view, new_name(&self.job));
+        let file = write_file(database, view, &name, &batch).await?;
         let record = Record {
             job: self.job.clone(),
             definition: self.definition.clone(),
@@ -220,57 +214,21 @@ impl Checkpoints {
             values: columns.iter().map(|c| self.columns[*c].clone()).collect(),
             file,
         };
-        let content = serde_json::to_vec(&record)
-            .map_err(|error| Error::internal(format!("a record can't be written: {error}")))?;
-        let path = format!("{}/{name}.json", folder(&self.view));
-        root.create_own(&path, content).await?;
+        write_record(database, view, &name, &record).await?;
         self.counters.add(Count::Checkpoints, 1);
         Ok(())
     }
 }
 
-/// A batch as an Arrow IPC file.
-pub(super) fn ipc(batch: &RecordBatch) -> Result<Vec<u8>> {
-    let mut writer = FileWriter::try_new(Vec::new(), &batch.schema())?;
-    writer.write(batch)?;
-    Ok(writer.into_inner()?)
-}
-
-/// The batch of an Arrow IPC file; only the columns at `places` if these are given.
-pub(super) fn from_ipc(bytes: impl AsRef<[u8]>, places: Option<Vec<usize>>) -> Result<RecordBatch> {
-    let mut reader = FileReader::try_new(Cursor::new(bytes), places)?;
-    let schema = reader.schema();
-    match reader.next() {
-        Some(batch) => Ok(batch?),
-        None => Ok(RecordBatch::new_empty(schema)),
-    }
-}
-
-/// All records of a view, by their paths. Those that can't be read are left out: they only save work.
-async fn records(database: &Database, view: &str) -> Result<Vec<(String, Record)>> {
-    let folder = folder(view);
-    let mut records = Vec::new();
-    for name in database.root().list_own(&folder).await? {
-        let path = format!("{folder}/{name}");
-        if name.ends_with(".json")
-            && let Some(bytes) = database.root().read_own(&path).await?
-            && let Ok(record) = serde_json::from_slice(&bytes)
-        {
-            records.push((path, record));
-        }
-    }
-    Ok(records)
-}
-
 /// Removes what is staged of a view, and all that the job `own` left: what they hold is committed.
 pub(super) async fn discard(database: &Database, view: &str, own: &str) -> Result<()> {
-    for (path, record) in records(database, view).await? {
+    for (path, record) in records::<Record>(database, view).await? {
         // The record first: what it says must be there.
         database.root().remove_own(&path).await?;
         database.root().remove_own(&record.file).await?;
     }
     // A file without a record, of one that was killed between the two.
-    database.root().remove_own_files(&folder(view), own).await
+    discard_all(database, view, own).await
 }
 
 /// Where a value is: file, column in it, row.
@@ -313,7 +271,7 @@ impl Staged {
             return Ok(found);
         };
         let mut changed = Changed::default();
-        for (_, record) in records(database, view).await? {
+        for (_, record) in records::<Record>(database, view).await? {
             found.is_there = true;
             let is_same = record.definition == definition && record.sources.len() == now.len();
             if !is_same || only.is_some_and(|job| record.job != job) {

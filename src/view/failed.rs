@@ -18,7 +18,6 @@ use datafusion::logical_expr::LogicalPlan;
 use serde::{Deserialize, Serialize};
 
 use super::assess::{Assessment, Part, SourceChange, check_columns, digest};
-use super::checkpoint::{from_ipc, ipc};
 use super::keys::RowEncoder;
 use super::paid::{PaidColumn, is_paid, paid_columns};
 use super::query::Query;
@@ -28,6 +27,7 @@ use crate::database::materialized_view::ViewDefinition;
 use crate::database::view::Reading;
 use crate::database::{Database, Table};
 use crate::delta::VersionStamp;
+use crate::job::staged::{from_ipc, ipc};
 use crate::storage::RowSet;
 use crate::{Error, ErrorKind, Result};
 

@@ -34,10 +34,8 @@ impl Group {
     /// The groups of the rows that are removed from the input or added to it.
     async fn touched(&self, node: &Node, pass: &Pass) -> Result<Restriction> {
         let inputs = [(&self.input, &self.groups[..])];
-        Ok(Restriction {
-            key: self.groups.clone(),
-            keys: pass.touched(3 * node.id, &inputs).await?,
-        })
+        let keys = pass.touched(3 * node.id, &inputs).await?;
+        Ok(Restriction::new(self.groups.clone(), keys))
     }
 
     fn over(&self, node: &Node, rows: LogicalPlan) -> Result<LogicalPlan> {
@@ -103,8 +101,7 @@ impl Operator for Group {
             groups.get(place).cloned().map(Expr::unalias)
         })?;
         let Some(below) = below else {
-            let rows = self.relation(node, pass, Side::Unchanged).await?;
-            return Ok(rows.map(|rows| restriction.filter(rows)).transpose()?);
+            return node.filtered(pass, restriction).await;
         };
         let touched = self.touched(node, pass).await?;
         let rows = self.input.restricted(pass, Side::New, &below).await?;

@@ -14,7 +14,6 @@ use async_trait::async_trait;
 use datafusion::common::Column;
 use datafusion::logical_expr::{Expr, Join, LogicalPlan};
 
-use super::key_set::KeySet;
 use super::operator::{Node, Operator, Origins};
 use super::pass::Pass;
 use super::relation::{Restriction, Side, union};
@@ -58,8 +57,8 @@ impl InnerJoin {
         let of_right = pass
             .touched(3 * node.id + 1, &[(&self.right, &right)])
             .await?;
-        let in_left = restricted(left, of_right);
-        let in_right = restricted(right, of_left);
+        let in_left = Restriction::new(left, of_right);
+        let in_right = Restriction::new(right, of_left);
         Ok([
             self.left
                 .restricted(pass, Side::Unchanged, &in_left)
@@ -74,13 +73,9 @@ pub(super) fn on(join: &Join) -> (Vec<Expr>, Vec<Expr>) {
     join.on.iter().cloned().unzip()
 }
 
-pub(super) fn restricted(key: Vec<Expr>, keys: Arc<KeySet>) -> Restriction {
-    Restriction { key, keys }
-}
-
 /// Unchanged rows of both inputs of a join that may meet: those of the first that meet `restriction`, which is over its columns,
 /// and those of the second that meet one of these. Each input comes with its key in the join.
-pub(super) async fn meeting(
+async fn meeting(
     pass: &Pass,
     (first, first_key): (&Node, &[Expr]),
     (second, second_key): (&Node, Vec<Expr>),
@@ -93,7 +88,7 @@ pub(super) async fn meeting(
     let others = match few.is_kept && !second_key.is_empty() {
         true => {
             let keys = pass.keys_of(Some(rows.clone()), first_key).await?;
-            let restriction = restricted(second_key, keys);
+            let restriction = Restriction::new(second_key, keys);
             second
                 .restricted(pass, Side::Unchanged, &restriction)
                 .await?
@@ -157,8 +152,7 @@ impl Operator for InnerJoin {
             let (right, left) = meeting(pass, first, (&self.left, left_key), restriction).await?;
             (left, right)
         } else {
-            let rows = self.relation(node, pass, Side::Unchanged).await?;
-            return Ok(rows.map(|rows| restriction.filter(rows)).transpose()?);
+            return node.filtered(pass, restriction).await;
         };
         self.joined(node, left, right)
     }

@@ -242,13 +242,17 @@ async fn changed_rows(
     let stored = scan_stored(view, RowFilter::All)?.build()?;
     let pass = Pass::new(session, versions, stored);
     let mut stored = StoredRows::new(layout.clone())?;
+    let by_row = match (&query.root, mode) {
+        (None, _) | (_, "full") => None,
+        (Some(root), _) => by_row_condition(&pass, view, root),
+    };
     let added = match (&query.root, mode) {
         (Some(root), "full") => paid::rows(&pass, root, Side::New, None, calls).await?,
         (Some(root), _) => {
-            let before = match by_row_condition(&pass, view, root) {
+            let before = match &by_row {
                 Some(condition) => {
                     let scan = scan_stored(view, RowFilter::All)?;
-                    Some(scan.filter(condition)?.build()?)
+                    Some(scan.filter(condition.clone())?.build()?)
                 }
                 None => None,
             };
@@ -275,7 +279,7 @@ async fn changed_rows(
     };
     match (&query.root, mode) {
         (Some(root), "incremental" | "filtered") => {
-            read_touched(&pass, view, root, &mut stored).await?
+            read_touched(&pass, view, root, by_row, &mut stored).await?
         }
         (Some(_), _) if concurrently => {
             let all = stored_rows(&pass, view, RowFilter::All).await?;
@@ -286,15 +290,16 @@ async fn changed_rows(
     Ok(changes(added, stored))
 }
 
-/// Reads the stored rows that are removed, or may be replaced.
+/// Reads the stored rows that are removed, or may be replaced; `by_row` says which, if each comes from single rows.
 async fn read_touched(
     pass: &Pass,
     view: &Table,
     root: &Node,
+    by_row: Option<Expr>,
     stored: &mut StoredRows,
 ) -> Result<()> {
     let condition = if root.is_by_row() {
-        by_row_condition(pass, view, root)
+        by_row
     } else if root.replaces_all() {
         Some(lit(true))
     } else {

@@ -19,7 +19,7 @@ use async_trait::async_trait;
 use datafusion::common::JoinType;
 use datafusion::logical_expr::{Expr, Join, LogicalPlan};
 
-use super::join::{join_as, on, restricted};
+use super::join::{join_as, on};
 use super::operator::{Node, Operator};
 use super::pass::Pass;
 use super::relation::{Restriction, Side};
@@ -117,8 +117,8 @@ impl MatchingJoin {
         Ok(match keys.is_empty() {
             true => Change::Nothing,
             false => Change::ByKey {
-                left: restricted(left_key, Arc::clone(&keys)),
-                right: restricted(right_key, keys),
+                left: Restriction::new(left_key, Arc::clone(&keys)),
+                right: Restriction::new(right_key, keys),
             },
         })
     }
@@ -215,8 +215,7 @@ impl Operator for MatchingJoin {
         let (Some([(outer, outer_key), (inner, inner_key)]), false) =
             (inputs, self.join.on.is_empty() || self.join.null_aware)
         else {
-            let rows = self.relation(node, pass, Side::Unchanged).await?;
-            return Ok(rows.map(|rows| restriction.filter(rows)).transpose()?);
+            return node.filtered(pass, restriction).await;
         };
         let rows = match change {
             Change::Everything => return Ok(None),
@@ -224,7 +223,7 @@ impl Operator for MatchingJoin {
                 outer.restricted(pass, Side::Unchanged, restriction).await?
             }
             Change::ByKey { left, .. } => {
-                let touched = restricted(outer_key.clone(), left.keys);
+                let touched = Restriction::new(outer_key.clone(), left.keys);
                 let rows = outer.restricted(pass, Side::New, restriction).await?;
                 rows.map(|rows| touched.filter_others(rows)).transpose()?
             }
@@ -233,7 +232,7 @@ impl Operator for MatchingJoin {
             return Ok(None);
         };
         let keys = pass.keys_of(Some(rows.clone()), &outer_key).await?;
-        let restriction = restricted(inner_key, keys);
+        let restriction = Restriction::new(inner_key, keys);
         let others = inner.restricted(pass, Side::New, &restriction).await?;
         self.matched(node, Some(rows), others)
     }
@@ -260,7 +259,7 @@ impl Operator for MatchingJoin {
                 }
                 let inputs = [(outer, &outer_key[..])];
                 let keys = pass.touched(3 * node.id + 2, &inputs).await?;
-                let restriction = restricted(inner_key, keys);
+                let restriction = Restriction::new(inner_key, keys);
                 let others = inner.restricted(pass, whole, &restriction).await?;
                 self.matched(node, rows, others)
             }

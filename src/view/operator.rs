@@ -33,10 +33,7 @@ pub(super) trait Operator: Debug + Send + Sync {
         pass: &Pass,
         restriction: &Restriction,
     ) -> Result<Option<LogicalPlan>> {
-        match node.relation(pass, Side::Unchanged).await? {
-            Some(rows) => Ok(Some(restriction.filter(rows)?)),
-            None => Ok(None),
-        }
+        node.filtered(pass, restriction).await
     }
 
     /// Whether computing its relations costs more than keeping them.
@@ -132,6 +129,16 @@ impl Node {
         };
         let change = change.map(|rows| restriction.filter(rows)).transpose()?;
         Ok(union([unchanged.rows, change])?)
+    }
+
+    /// The unchanged rows that meet `restriction`, looked for among all.
+    pub(super) async fn filtered(
+        &self,
+        pass: &Pass,
+        restriction: &Restriction,
+    ) -> Result<Option<LogicalPlan>> {
+        let rows = self.relation(pass, Side::Unchanged).await?;
+        Ok(rows.map(|rows| restriction.filter(rows)).transpose()?)
     }
 
     /// The unchanged rows that meet `restriction`, computed as they are read.

@@ -137,9 +137,8 @@ impl Pass {
         }
         let most = node.source_rows(self);
         if most < FEW_ROWS || restriction.keys.len() as u64 > most / 2 {
-            let rows = node.relation(self, Side::Unchanged).await?;
             return Ok(Restricted {
-                rows: rows.map(|rows| restriction.filter(rows)).transpose()?,
+                rows: node.filtered(self, restriction).await?,
                 is_kept: false,
             });
         }

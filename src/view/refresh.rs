@@ -128,17 +128,9 @@ pub async fn begin(environment: &Environment, request: &ViewRefresh) -> Result<B
         return Ok(Begun::Nothing(nothing(&view, assessment, started)));
     }
     let job = JobRequest {
-        statement: request.statement.clone(),
-        table: view.name.clone(),
-        columns: Vec::new(),
         mode: assessment.mode().to_string(),
         reason: assessment.view.reason.clone(),
-        objects: vec![format!("{}/view", view.name)],
-        request: serde_json::to_value(request)
-            .map_err(|error| Error::internal(format!("a request can't be written: {error}")))?,
-        version: view.version(),
-        timeout: request.timeout,
-        max_time: None,
+        ..job_of(request, view.version())?
     };
     let ledger = environment.jobs.ledger().clone();
     let (environment, request) = (environment.clone(), request.clone());
@@ -150,6 +142,23 @@ pub async fn begin(environment: &Environment, request: &ViewRefresh) -> Result<B
         )
         .await?;
     Ok(Begun::Job(attached))
+}
+
+/// The job of a request, but for its mode and reason; the view is at `version`.
+pub(super) fn job_of(request: &ViewRefresh, version: u64) -> Result<JobRequest> {
+    Ok(JobRequest {
+        statement: request.statement.clone(),
+        table: request.view.clone(),
+        columns: Vec::new(),
+        mode: String::new(),
+        reason: String::new(),
+        objects: vec![format!("{}/view", request.view)],
+        request: serde_json::to_value(request)
+            .map_err(|error| Error::internal(format!("a request can't be written: {error}")))?,
+        version,
+        timeout: request.timeout,
+        max_time: None,
+    })
 }
 
 fn nothing(view: &Table, assessment: Assessment, started: Instant) -> ViewReport {
@@ -313,8 +322,12 @@ async fn attempt_once(
     } = assessment;
     let query = Arc::clone(&part.query);
     let mut stages = Vec::with_capacity(parts.len());
-    for (stage, part) in query.stages.iter().zip(parts) {
-        let table = stage.open_or_create(database).await?;
+    for (stage, (table, part)) in query.stages.iter().zip(parts) {
+        let table = match table {
+            // What was compared: if another refresh has moved it since, the commit is refused.
+            Some(table) => table,
+            None => stage.create(database).await?,
+        };
         let part = part.complete(database, &stages).await?;
         stages.push(match part.is_current() {
             true => table.dataset,

@@ -93,6 +93,11 @@ pub(super) struct Restriction {
 }
 
 impl Restriction {
+    /// Only rows whose `key` is one of `keys`.
+    pub(super) fn new(key: Vec<Expr>, keys: Arc<KeySet>) -> Self {
+        Self { key, keys }
+    }
+
     /// The rows of `plan` that meet it.
     pub(super) fn filter(&self, plan: LogicalPlan) -> Result<LogicalPlan> {
         let condition = in_keys(&self.keys, self.key.clone());

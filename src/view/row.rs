@@ -113,8 +113,7 @@ impl Operator for ByRow {
         let rows = match below {
             Some(below) => self.input.stream_restricted(pass, &below).await?,
             None => {
-                let rows = self.relation(node, pass, Side::Unchanged).await?;
-                return Ok(rows.map(|rows| restriction.filter(rows)).transpose()?);
+                return node.filtered(pass, restriction).await;
             }
         };
         rows.map(|rows| self.over(node, rows)).transpose()

@@ -154,8 +154,7 @@ impl Operator for Scan {
                 return self.shown(node, rows).map(Some);
             }
         }
-        let rows = self.relation(node, pass, Side::Unchanged).await?;
-        Ok(rows.map(|rows| restriction.filter(rows)).transpose()?)
+        node.filtered(pass, restriction).await
     }
 
     async fn relation(&self, node: &Node, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>> {

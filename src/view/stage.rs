@@ -76,11 +76,8 @@ impl Stage {
         }
     }
 
-    /// Its table, which is made if there is none.
-    pub(super) async fn open_or_create(&self, database: &Database) -> Result<Table> {
-        if let Some(table) = self.open(database).await? {
-            return Ok(table);
-        }
+    /// Makes its table.
+    pub(super) async fn create(&self, database: &Database) -> Result<Table> {
         let (root, schema) = (database.root(), Arc::new(self.query.schema()));
         let layout = TableLayout::default();
         match create_table(root, &self.table, schema, None, false, &layout).await {

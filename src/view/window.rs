@@ -84,10 +84,8 @@ impl Windows {
     /// The partitions of the rows that are removed from the input or added to it.
     async fn touched(&self, node: &Node, pass: &Pass) -> Result<Restriction> {
         let inputs = [(&self.input, &self.partitions[..])];
-        Ok(Restriction {
-            key: self.partitions.clone(),
-            keys: pass.touched(3 * node.id, &inputs).await?,
-        })
+        let keys = pass.touched(3 * node.id, &inputs).await?;
+        Ok(Restriction::new(self.partitions.clone(), keys))
     }
 
     /// The functions over rows of the input.

@@ -14,12 +14,12 @@ use super::report::{Done, Rows};
 use crate::column::mirror::{
     files_named, mirror_states_now, needed_once_mirrored, needed_versions,
 };
-use crate::column::staged::folder as staged_folder;
 use crate::database::Table;
 use crate::database::materialized_view::ViewDefinition;
 use crate::database::name::{TableName, Version};
 use crate::database::system::optional_timestamp;
 use crate::job::record::JobSummary;
+use crate::job::staged::folder as staged_folder;
 use crate::sql::parser::parse;
 use crate::sql::statement::{CreateTag, DropTag, Statement, Vacuum};
 use crate::storage::properties::VIEW_STATE;
