@@ -45,13 +45,16 @@ impl Report {
         ratio: impl Display,
         goal: impl Display,
     ) {
-        self.rows.push([
+        let row = [
             what.to_string(),
             floor.to_string(),
             ours.to_string(),
             ratio.to_string(),
             goal.to_string(),
-        ]);
+        ];
+        // The table is printed when it is whole, which may take long.
+        eprintln!("{}", row.join(" | "));
+        self.rows.push(row);
     }
 }
 

@@ -14,8 +14,20 @@ use crate::kit::{Report, Result, Settings};
 /// Names of all benchmarks.
 pub fn names() -> Vec<&'static str> {
     vec![
-        "refresh", "pylance", "memory", "append", "nothing", "describe", "start", "query",
-        "ledger", "jobs", "at_once", "views",
+        "refresh",
+        "pylance",
+        "memory",
+        "append",
+        "nothing",
+        "describe",
+        "start",
+        "query",
+        "ledger",
+        "jobs",
+        "at_once",
+        "views",
+        "view_queries",
+        "view_growth",
     ]
 }
 
@@ -34,6 +46,8 @@ pub async fn run(name: &str, settings: &Settings) -> Result<Report> {
         "jobs" => jobs::show(settings).await,
         "at_once" => jobs::at_once(settings).await,
         "views" => views::run(settings).await,
+        "view_queries" => views::queries(settings).await,
+        "view_growth" => views::growth(settings).await,
         other => Err(format!("there is no benchmark '{other}'").into()),
     }
 }

@@ -92,32 +92,56 @@ pub async fn places_of(
         .collect())
 }
 
+/// Of how many ids one is wanted, at most, where each is searched for instead of looking at all.
+const SEARCHED: usize = 16;
+
+/// Whether an id is found in `segment` by bisection.
+fn is_sorted(segment: &U64Segment) -> bool {
+    match segment {
+        U64Segment::Range(_)
+        | U64Segment::RangeWithHoles { .. }
+        | U64Segment::Ranges { .. }
+        | U64Segment::SortedArray(_) => true,
+        U64Segment::RangeWithBitmap { .. } | U64Segment::Array(_) => false,
+    }
+}
+
 /// Offsets in `sequence` of the ids that are in `ids`.
 fn matching_offsets(sequence: &RowIdSequence, ids: &RowSet) -> RoaringBitmap {
     let mut offsets = RoaringBitmap::new();
-    let mut start = 0u32;
+    let mut start = 0;
     for segment in sequence.segments() {
-        let length = segment.len() as u32;
-        if let U64Segment::Range(range) = segment {
-            // The common case: only the ids that are wanted are looked at, not the rows.
-            offsets.extend(
-                ids.range(range.clone())
-                    .map(|id| start + (id - range.start) as u32),
-            );
-        } else if segment.range().is_some_and(|span| {
-            ids.range(*span.start()..span.end().saturating_add(1))
-                .next()
-                .is_some()
-        }) {
-            let wanted = segment
-                .iter()
-                .enumerate()
-                .filter(|(_, id)| ids.contains(*id));
-            offsets.extend(wanted.map(|(offset, _)| start + offset as u32));
-        }
-        start += length;
+        add_offsets(&mut offsets, start, segment, ids);
+        start += segment.len() as u32;
     }
     offsets
+}
+
+/// Adds the offsets of ids in `segment`, whose first row is at `start`.
+fn add_offsets(offsets: &mut RoaringBitmap, start: u32, segment: &U64Segment, ids: &RowSet) {
+    if let U64Segment::Range(range) = segment {
+        // The common case: only the ids that are wanted are looked at, not the rows.
+        let wanted = ids.range(range.clone());
+        offsets.extend(wanted.map(|id| start + (id - range.start) as u32));
+        return;
+    }
+    let Some(span) = segment.range() else {
+        return;
+    };
+    let among = || ids.range(*span.start()..span.end().saturating_add(1));
+    let most = segment.len() / SEARCHED;
+    match among().take(most + 1).count() {
+        0 => {}
+        some if some <= most && is_sorted(segment) => {
+            let found = among().filter_map(|id| segment.position(id));
+            offsets.extend(found.map(|offset| start + offset as u32));
+        }
+        _ => {
+            let rows = segment.iter().enumerate();
+            let wanted = rows.filter(|(_, id)| ids.contains(*id));
+            offsets.extend(wanted.map(|(offset, _)| start + offset as u32));
+        }
+    }
 }
 
 /// Offsets of the rows of `fragment` that are deleted.
@@ -187,4 +211,50 @@ pub async fn ids_of_addresses(
                 .ok_or_else(|| Error::internal(format!("there is no row at address {address}")))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_found_in_segments_of_every_kind() {
+        let sorted = |ids: &[u64]| U64Segment::SortedArray(ids.to_vec().into());
+        let all: Vec<u64> = (0..1000).filter(|id| id % 3 != 1).collect();
+        let kinds = [
+            U64Segment::Range(0..1000),
+            U64Segment::RangeWithHoles {
+                range: 0..1000,
+                holes: (0..1000)
+                    .filter(|id| id % 3 == 1)
+                    .collect::<Vec<u64>>()
+                    .into(),
+            },
+            U64Segment::RangeWithBitmap {
+                range: 0..1000,
+                bitmap: (0..1000)
+                    .map(|id| id % 3 != 1)
+                    .collect::<Vec<bool>>()
+                    .as_slice()
+                    .into(),
+            },
+            sorted(&all),
+            U64Segment::Array(all.iter().rev().copied().collect::<Vec<u64>>().into()),
+        ];
+        for segment in kinds {
+            let ids: Vec<u64> = segment.iter().collect();
+            for step in [1, 2, 100, 998] {
+                let wanted: RowSet = (0..6000).step_by(step).collect();
+                let mut expected = RoaringBitmap::new();
+                let rows = ids.iter().zip(7..);
+                expected.extend(
+                    rows.filter(|(id, _)| wanted.contains(**id))
+                        .map(|(_, at)| at),
+                );
+                let mut found = RoaringBitmap::new();
+                add_offsets(&mut found, 7, &segment, &wanted);
+                assert_eq!(found, expected, "every {step}. id in {segment:?}");
+            }
+        }
+    }
 }

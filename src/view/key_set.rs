@@ -4,9 +4,10 @@
 //! kept as the bytes that [`RowEncoder`] gives them. NULL is a value like others.
 
 use std::collections::HashSet;
+use std::sync::OnceLock;
 
 use datafusion::arrow::array::{Array, ArrayRef, AsArray, BooleanArray};
-use datafusion::arrow::buffer::ScalarBuffer;
+use datafusion::arrow::buffer::{BooleanBuffer, ScalarBuffer};
 use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::{DataType, Int64Type, UInt64Type};
 use datafusion::common::hash_utils::RandomState;
@@ -30,12 +31,51 @@ enum Keys {
         data_type: DataType,
         found: HashSet<u64, RandomState>,
         has_null: bool,
+        /// The same as `found` if its numbers are close enough; made when it is first looked into.
+        bits: OnceLock<Option<Bits>>,
     },
     /// Of any columns.
     Rows {
         encoder: RowEncoder,
         found: HashSet<Box<[u8]>, RandomState>,
     },
+}
+
+/// Numbers as bits: quicker to look into than a table of hashes.
+#[derive(Debug)]
+struct Bits {
+    /// The number of the first bit.
+    first: u64,
+    words: Vec<u64>,
+}
+
+/// Numbers from the first of a set of bits to its last: 8 MiB of bits.
+const MOST_BITS: u64 = 1 << 26;
+
+impl Bits {
+    /// The bits of `numbers`; `None` if there would be too many.
+    fn of(numbers: &HashSet<u64, RandomState>) -> Option<Self> {
+        // In the order of signed numbers, which most are.
+        let first = numbers.iter().map(|number| *number as i64).min()? as u64;
+        let last = numbers.iter().map(|number| *number as i64).max()? as u64;
+        let span = last.wrapping_sub(first);
+        if span >= MOST_BITS {
+            return None;
+        }
+        let mut words = vec![0; span as usize / 64 + 1];
+        for number in numbers {
+            let place = number.wrapping_sub(first);
+            words[place as usize / 64] |= 1 << (place % 64);
+        }
+        Some(Self { first, words })
+    }
+
+    fn has(&self, number: u64) -> bool {
+        let place = number.wrapping_sub(self.first);
+        let word = usize::try_from(place / 64).ok();
+        let word = word.and_then(|word| self.words.get(word));
+        word.is_some_and(|word| word >> (place % 64) & 1 == 1)
+    }
 }
 
 impl KeySet {
@@ -50,6 +90,7 @@ impl KeySet {
                     data_type: (*data_type).clone(),
                     found: HashSet::default(),
                     has_null: false,
+                    bits: OnceLock::new(),
                 },
             }));
         }
@@ -69,6 +110,7 @@ impl KeySet {
                 data_type: DataType::UInt64,
                 found: rows.iter().collect(),
                 has_null: false,
+                bits: OnceLock::new(),
             },
         }
     }
@@ -89,7 +131,9 @@ impl KeySet {
                 data_type,
                 found,
                 has_null,
+                bits,
             } => {
+                *bits = OnceLock::new();
                 let Some(column) = columns.first() else {
                     return Ok(());
                 };
@@ -142,21 +186,25 @@ impl KeySet {
                     data_type,
                     found,
                     has_null,
+                    bits,
                 },
                 [column],
             ) => {
                 let (values, valid) = integers(column, data_type)?;
-                Ok(match valid.null_count() {
-                    0 => BooleanArray::from_iter(
-                        values.iter().map(|value| Some(found.contains(value))),
-                    ),
-                    _ => (values.iter().enumerate())
-                        .map(|(place, value)| match valid.is_valid(place) {
-                            true => Some(found.contains(value)),
-                            false => Some(*has_null),
-                        })
-                        .collect(),
-                })
+                let is_contained = match bits.get_or_init(|| Bits::of(found)) {
+                    Some(bits) => {
+                        BooleanBuffer::collect_bool(values.len(), |place| bits.has(values[place]))
+                    }
+                    None => BooleanBuffer::collect_bool(values.len(), |place| {
+                        found.contains(&values[place])
+                    }),
+                };
+                let is_contained = match (valid.nulls(), has_null) {
+                    (None, _) => is_contained,
+                    (Some(nulls), false) => &is_contained & nulls.inner(),
+                    (Some(nulls), true) => &is_contained | &!nulls.inner(),
+                };
+                Ok(BooleanArray::new(is_contained, None))
             }
             (Keys::Integers { .. }, _) => Err(DataFusionError::Internal(
                 "a key of one column is looked up by several".to_string(),
@@ -194,4 +242,51 @@ fn integers(column: &ArrayRef, data_type: &DataType) -> Result<(ScalarBuffer<u64
     let wide = cast(&column, &DataType::Int64)?;
     let values = wide.as_primitive::<Int64Type>().values();
     Ok((ScalarBuffer::from(values.inner().clone()), wide))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use datafusion::arrow::array::Int64Array;
+
+    use super::*;
+
+    fn looked_up(keys: Vec<Option<i64>>, values: Vec<Option<i64>>) -> Vec<bool> {
+        let mut set = KeySet::new([&DataType::Int64]).unwrap().unwrap();
+        // Of two parts, looked into between: what is added later counts.
+        let (first, second) = keys.split_at(keys.len() / 2);
+        let values: ArrayRef = Arc::new(Int64Array::from(values));
+        for part in [first, second] {
+            set.insert(&[Arc::new(Int64Array::from(part.to_vec()))])
+                .unwrap();
+            set.contained(&[ArrayRef::clone(&values)]).unwrap();
+        }
+        let found = set.contained(&[values]).unwrap();
+        found.iter().map(|found| found.unwrap()).collect()
+    }
+
+    #[test]
+    fn numbers_are_found_near_and_far() {
+        let far = [i64::MIN, -70, -1, 0, 1, 63, 64, 1 << 40, i64::MAX];
+        let near = [-70, -1, 0, 1, 63, 64, 1 << 25];
+        for keys in [&far[..], &near[..], &[5], &[]] {
+            let all: Vec<i64> = far
+                .into_iter()
+                .chain(near)
+                .chain([5, 6, -2, i64::MAX - 1])
+                .collect();
+            let expected: Vec<bool> = all.iter().map(|value| keys.contains(value)).collect();
+            let some = |values: &[i64]| values.iter().copied().map(Some).collect::<Vec<_>>();
+            assert_eq!(looked_up(some(keys), some(&all)), expected, "{keys:?}");
+            // NULL is a key like others.
+            let mut with_null = some(keys);
+            assert_eq!(
+                looked_up(with_null.clone(), vec![None, Some(6)]),
+                [false, false]
+            );
+            with_null.push(None);
+            assert_eq!(looked_up(with_null, vec![None, Some(6)]), [true, false]);
+        }
+    }
 }

@@ -117,6 +117,7 @@ impl Maintenance<'_> {
                 return Err(error);
             }
         };
+        log::debug!("'{}' committed in {:?}", table.name, committing.elapsed());
         let counters = self.driver.counters();
         counters.spent_since(Phase::Committing, committing);
         counters.add(Count::Commits, 1);
@@ -195,6 +196,7 @@ impl Maintenance<'_> {
             Some(Err(error)) => return Err(Error::internal(format!("a task failed: {error}"))),
             None => return Err(Error::internal("a task was lost")),
         };
+        log::debug!("'{}' written in {:?}", table.name, computing.elapsed());
         counters.spent_since(Phase::Computing, computing);
         counters.add(Count::BytesWritten, change.bytes);
         Ok(change)
@@ -309,12 +311,16 @@ async fn read_touched(
     let Some(condition) = condition else {
         return Ok(());
     };
+    let began = Instant::now();
     let ids = stored_ids(pass, view, condition).await?;
     if ids.is_empty() {
         return Ok(());
     }
+    log::debug!("{} stored rows found in {:?}", ids.len(), began.elapsed());
     let rows = stored_rows(pass, view, RowFilter::Only(Arc::new(ids))).await?;
-    stored.extend(rows).await
+    stored.extend(rows).await?;
+    log::debug!("and read, all in {:?}", began.elapsed());
+    Ok(())
 }
 
 /// The columns of the view that hold its key.

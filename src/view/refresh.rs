@@ -285,7 +285,9 @@ async fn attempt_once(
         database, state, ..
     } = environment;
     let (view, definition) = open_view(database, &request.view).await?;
+    let began = Instant::now();
     let assessment = assess(database, state, &view, &definition, &request.wanted()).await?;
+    log::debug!("view '{}' assessed in {:?}", view.name, began.elapsed());
     // A cascade that goes on in the background does not begin here.
     if request.on_error == OnError::Skip {
         check_skip(&view.name, assessment.query())?;

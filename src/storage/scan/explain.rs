@@ -14,7 +14,7 @@ use futures::TryStreamExt;
 use lance_core::datatypes::Field;
 use lance_table::format::DataFile;
 
-use super::read::{Job, raw};
+use super::read::{Job, Reading, raw};
 use super::{ScanDescription, ScanPartition};
 use crate::storage::open::{LOST_FILE, query_error, without_table};
 use crate::{Error, ErrorKind};
@@ -120,9 +120,10 @@ async fn read(job: &Job, place: usize, columns: Vec<String>) -> Result<(), DataF
             rows: None,
         }]),
         partition: 0,
+        places: 0..1,
         parallelism: 1,
     };
-    let (scanner, _) = alone.scanner(Count::new()).await?;
+    let (scanner, _) = alone.scanner(Count::new(), Reading::Plain).await?;
     raw(job.description.table(), scanner)
         .try_for_each(|_| async { Ok(()) })
         .await

@@ -8,6 +8,7 @@
 
 mod explain;
 mod filter;
+mod late;
 mod partition;
 mod read;
 mod rows;

@@ -5,6 +5,7 @@
 //! is bounded too, so that memory does not grow with the table.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::task::Poll;
@@ -21,13 +22,14 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt, future};
 use lance::Dataset;
-use lance::dataset::scanner::Scanner;
+use lance::dataset::scanner::{MaterializationStyle, Scanner};
 use lance_core::ROW_ADDR;
 use lance_core::datatypes::{Field, Schema};
 use lance_table::format::Fragment;
 
 use super::explain::explain;
-use super::rows::{Sieve, selection};
+use super::late::{self, Order};
+use super::rows::{Selection, Sieve, selection, without_deletions};
 use super::schema::{blob_handling, row_field, stored_blob};
 use super::{Blobs, LanceScanExec, ScanDescription, ScanPartition};
 use crate::storage::blob::{Describer, described_bytes};
@@ -60,6 +62,7 @@ pub(super) fn read(
         description: scan.description.clone(),
         schema: schema.clone(),
         partitions: scan.partitions.clone(),
+        places: 0..scan.partitions[partition].fragments.len(),
         partition,
         parallelism: context.session_config().target_partitions(),
     };
@@ -74,13 +77,27 @@ pub(super) fn read(
     ))
 }
 
-/// One partition of a scan on its way.
+/// How Lance is asked for rows.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Reading {
+    /// Columns that the filter does not look at are read when Lance thinks best.
+    Plain,
+    /// They are read with the others.
+    Early,
+    /// What the filter finds is known.
+    Found(Selection),
+}
+
+/// One partition of a scan on its way, or a part of one.
+#[derive(Clone)]
 pub(super) struct Job {
     pub(super) dataset: Arc<Dataset>,
     pub(super) description: Arc<ScanDescription>,
     pub(super) schema: SchemaRef,
     pub(super) partitions: Arc<Vec<ScanPartition>>,
     pub(super) partition: usize,
+    /// Which of its fragments.
+    pub(super) places: Range<usize>,
     /// How many partitions the session would like to run at once.
     pub(super) parallelism: usize,
 }
@@ -93,8 +110,7 @@ impl Job {
     /// The fragments that this partition reads, each with its place in the manifest.
     pub(super) fn fragments(&self) -> impl Iterator<Item = (usize, &Fragment)> {
         let all = self.dataset.fragments();
-        self.this()
-            .fragments
+        self.this().fragments[self.places.clone()]
             .iter()
             .map(|place| (*place, &all[*place]))
     }
@@ -138,12 +154,10 @@ impl Job {
         bytes_read: Count,
     ) -> BoxStream<'static, Result<RecordBatch, DataFusionError>> {
         let opening = async move {
-            let (scanner, sieve) = self.scanner(bytes_read).await?;
             let job = Arc::new(self);
-            let batches = raw(job.description.table(), scanner);
-            let batches = match sieve {
-                Some(sieve) => sifted(batches, sieve, &job.description),
-                None => batches,
+            let batches = match Order::of(&job).await? {
+                Order::AtOnce(reading) => job.batches(bytes_read, reading).await?,
+                Order::ByFound => late::batches(Arc::clone(&job), bytes_read),
             };
             Ok::<_, DataFusionError>(batches.or_else(move |error| {
                 let job = job.clone();
@@ -153,9 +167,35 @@ impl Job {
         stream::once(opening).try_flatten().boxed()
     }
 
-    /// Lance's scanner of this partition; what it reads is counted in `bytes_read`. If there is a
+    /// What Lance's scanner yields of the rows that are selected.
+    pub(super) async fn batches(
+        &self,
+        bytes_read: Count,
+        reading: Reading,
+    ) -> Result<BoxStream<'static, Result<RecordBatch, DataFusionError>>> {
+        let (scanner, sieve) = self.scanner(bytes_read, reading).await?;
+        let batches = raw(self.description.table(), scanner);
+        Ok(match sieve {
+            Some(sieve) => sifted(batches, sieve, &self.description),
+            None => batches,
+        })
+    }
+
+    /// The same for some of the fragments.
+    pub(super) fn part(&self, places: Range<usize>) -> Self {
+        Self {
+            places,
+            ..self.clone()
+        }
+    }
+
+    /// Lance's scanner of these fragments; what it reads is counted in `bytes_read`. If there is a
     /// sieve, what comes has to go through it, and the limit holds behind it.
-    pub(super) async fn scanner(&self, bytes_read: Count) -> Result<(Scanner, Option<Sieve>)> {
+    pub(super) async fn scanner(
+        &self,
+        bytes_read: Count,
+        reading: Reading,
+    ) -> Result<(Scanner, Option<Sieve>)> {
         let description = &self.description;
         let fail = |error| storage_error(description.table(), error);
         let store = self.dataset.object_store(None).await.map_err(fail)?;
@@ -166,16 +206,32 @@ impl Job {
             (LOCAL_READ_AHEAD, LOCAL_FRAGMENTS_AHEAD)
         };
 
-        let fragments = self.fragments().map(|(_, fragment)| fragment);
-        let selection = selection(&self.dataset, description, &self.schema, fragments).await?;
-        let (addresses, sieve) = match selection {
-            Some(selection) => (Some(selection.addresses), selection.sieve),
-            None => (None, None),
+        let mut filter = description.filter.as_ref();
+        let is_early = reading == Reading::Early;
+        let selection = match reading {
+            Reading::Found(found) => {
+                filter = None;
+                Some(found)
+            }
+            Reading::Plain | Reading::Early => {
+                let fragments = self.fragments().map(|(_, fragment)| fragment);
+                selection(&self.dataset, description, &self.schema, fragments).await?
+            }
         };
+        let mut sieve = selection.as_ref().and_then(|found| found.sieve.clone());
+        let mut fragments: Vec<_> = self.fragments().map(|(_, f)| f.clone()).collect();
+        // An index knows of deleted rows, and a window counts live ones.
+        let is_plain = filter.is_some() && !is_early;
+        if !is_plain && description.window(self.partition).is_none() {
+            let (table, dataset) = (description.table(), &self.dataset);
+            let selection = selection.as_ref();
+            without_deletions(table, dataset, &mut fragments, selection, &mut sieve).await?;
+        }
+        let addresses = selection.map(|selection| selection.addresses);
 
         let mut scanner = self.dataset.scan();
         scanner
-            .with_fragments(self.fragments().map(|(_, f)| f.clone()).collect())
+            .with_fragments(fragments)
             .project_with_schema(&self.columns(sieve.is_some())?)
             .map_err(fail)?
             .blob_handling(blob_handling(description.blobs))
@@ -192,8 +248,11 @@ impl Job {
         if let Some(addresses) = addresses {
             scanner.with_physical_row_addr_prefilter(addresses);
         }
-        if let Some(filter) = &description.filter {
+        if let Some(filter) = filter {
             scanner.filter_expr(filter.clone());
+        }
+        if is_early {
+            scanner.materialization_style(MaterializationStyle::AllEarly);
         }
         if let Some(window) = description.window(self.partition) {
             let count = |rows: usize| Some(i64::try_from(rows).unwrap_or(i64::MAX));

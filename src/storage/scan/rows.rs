@@ -16,14 +16,15 @@
 //! | 10 % | 2.3; 5.8 | 0.9; 1.4 |
 //! | 50 % | 5.5; 15 | 1.3; 3.5 |
 
-use std::collections::HashMap;
+use std::borrow::Borrow;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
 use datafusion::arrow::array::{AsArray, BooleanArray, BooleanBufferBuilder, RecordBatch};
 use datafusion::arrow::compute::filter_record_batch;
-use datafusion::arrow::datatypes::{DataType, Schema, UInt64Type};
+use datafusion::arrow::datatypes::{DataType, Field, Schema, UInt64Type};
 use datafusion::common::DataFusionError;
 use futures::{StreamExt, TryStreamExt, stream};
 use lance::Dataset;
@@ -34,7 +35,7 @@ use roaring::RoaringBitmap;
 
 use super::{ScanDescription, row_field};
 use crate::storage::RowSet;
-use crate::storage::fragments::{live_rows, offsets_of};
+use crate::storage::fragments::{deleted_offsets, live_rows, offsets_of};
 use crate::{Error, Result};
 
 /// Fragments whose deletions are read at once.
@@ -43,6 +44,8 @@ const AHEAD: usize = 16;
 const BRIDGED_BYTES: u64 = 512;
 /// Rows, for each column, that are as dear to sift as a gap is to skip.
 const SIFTED_ROWS: u64 = 40;
+/// Of how many rows one is deleted, at most, where deleted ones are read and dropped.
+const MOSTLY: u64 = 2;
 
 /// Which rows of a table a scan reads, by their ids.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -78,11 +81,11 @@ impl RowFilter {
 }
 
 /// The rows of a fragment that a scan reads.
-struct Selected {
+pub(super) struct Selected {
     /// How many live rows.
-    rows: u64,
-    /// Where they are; deleted rows may be among them. `None` if it is the whole fragment.
-    offsets: Option<RoaringBitmap>,
+    pub(super) rows: u64,
+    /// Where they are; `None` if it is the whole fragment.
+    pub(super) offsets: Option<RoaringBitmap>,
 }
 
 async fn selected(
@@ -121,9 +124,11 @@ async fn selected(
                 (false, Some(physical)) => {
                     let mut offsets = RoaringBitmap::new();
                     offsets.insert_range(0..physical as u32);
+                    offsets -= deleted_offsets(table, dataset, fragment).await?;
+                    offsets -= dropped;
                     Selected {
-                        rows: live - dropped.len(),
-                        offsets: Some(offsets - dropped),
+                        rows: offsets.len(),
+                        offsets: Some(offsets),
                     }
                 }
             }
@@ -147,12 +152,53 @@ pub async fn selected_rows(
     Ok(counts.into_iter().filter(|(_, rows)| *rows > 0).collect())
 }
 
-/// What a partition reads of its fragments to get the rows that a description selects.
+/// What a partition reads of its fragments to get some of their rows.
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Selection {
     /// Addresses that are read.
     pub(super) addresses: RowAddrTreeMap,
+    /// Fragments all of whose rows are read.
+    pub(super) whole: HashSet<u64>,
     /// What drops those among them that are not selected, if there are any.
     pub(super) sieve: Option<Sieve>,
+}
+
+impl Selection {
+    /// For reading `schema` of the rows that were found in fragments.
+    pub(super) fn new(
+        schema: &Schema,
+        found: impl Iterator<Item = (impl Borrow<Fragment>, Selected)>,
+    ) -> Self {
+        let mut addresses = RowAddrTreeMap::new();
+        let (mut whole, mut wanted) = (HashSet::new(), HashMap::new());
+        for (fragment, found) in found {
+            let fragment = fragment.borrow();
+            let id = fragment.id as u32;
+            match found.offsets {
+                Some(_) if found.rows == 0 => {}
+                Some(offsets) => match bridged(&offsets, &Bridge::new(schema, fragment)) {
+                    Some(bridged) => {
+                        addresses.insert_bitmap(id, bridged);
+                        wanted.insert(id, offsets);
+                    }
+                    None => addresses.insert_bitmap(id, offsets),
+                },
+                None => {
+                    addresses.insert_fragment(id);
+                    whole.insert(fragment.id);
+                }
+            }
+        }
+        let sieve = (!wanted.is_empty()).then_some(Sieve {
+            wanted,
+            deleted: HashMap::new(),
+        });
+        Self {
+            addresses,
+            whole,
+            sieve,
+        }
+    }
 }
 
 /// Finds the rows that `description` selects in `fragments`; `None` if it is all of them.
@@ -171,25 +217,23 @@ pub(super) async fn selection(
         Ok::<_, Error>((fragment, found))
     });
     let found = stream::iter(found.collect::<Vec<_>>()).buffered(AHEAD);
-    let mut found = std::pin::pin!(found);
-    let mut addresses = RowAddrTreeMap::new();
-    let mut wanted = HashMap::new();
-    while let Some((fragment, found)) = found.try_next().await? {
-        let id = fragment.id as u32;
-        match found.offsets {
-            Some(_) if found.rows == 0 => {}
-            Some(offsets) => match bridged(&offsets, &Bridge::new(schema, &fragment)) {
-                Some(bridged) => {
-                    addresses.insert_bitmap(id, bridged);
-                    wanted.insert(id, offsets);
-                }
-                None => addresses.insert_bitmap(id, offsets),
-            },
-            None => addresses.insert_fragment(id),
+    let found: Vec<_> = found.try_collect().await?;
+    let found = found.into_iter();
+    Ok(Some(Selection::new(schema, found)))
+}
+
+/// Bytes of a value of `field`; `None` if the type does not say it.
+pub(super) fn width(field: &Field) -> Option<u64> {
+    let width = match field.data_type() {
+        DataType::Boolean => Some(1),
+        DataType::FixedSizeBinary(bytes) => usize::try_from(*bytes).ok(),
+        DataType::FixedSizeList(item, items) => {
+            let width = item.data_type().primitive_width();
+            width.and_then(|width| Some(width * usize::try_from(*items).ok()?))
         }
-    }
-    let sieve = (!wanted.is_empty()).then_some(Sieve { wanted });
-    Ok(Some(Selection { addresses, sieve }))
+        other => other.primitive_width(),
+    };
+    width.map(|width| width as u64)
 }
 
 /// When rows that nobody wants are rather read than skipped.
@@ -206,17 +250,8 @@ impl Bridge {
         let stored = schema.fields().iter();
         let stored = stored.filter(|field| row_field(field.name()).is_none());
         let columns = stored.clone().count() as u64;
-        let widths = stored.map(|field| match field.data_type() {
-            DataType::Boolean => Some(1),
-            DataType::FixedSizeBinary(bytes) => usize::try_from(*bytes).ok(),
-            DataType::FixedSizeList(item, items) => {
-                let width = item.data_type().primitive_width();
-                width.and_then(|width| Some(width * usize::try_from(*items).ok()?))
-            }
-            other => other.primitive_width(),
-        });
-        let width = match widths.sum::<Option<usize>>() {
-            Some(width) => width as u64,
+        let width = match stored.map(|field| width(field)).sum::<Option<u64>>() {
+            Some(width) => width,
             // Texts and the like: as if all that is stored of a row were read.
             None => {
                 let files = fragment.files.iter();
@@ -254,9 +289,40 @@ fn bridged(offsets: &RoaringBitmap, bridge: &Bridge) -> Option<RoaringBitmap> {
 }
 
 /// Drops rows that were read because it is cheaper than to skip them.
+#[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct Sieve {
-    /// Offsets that are wanted, by fragment; of other fragments all are.
+    /// Offsets that are wanted, by fragment.
     wanted: HashMap<u32, RoaringBitmap>,
+    /// Offsets that are not, by fragment. Of fragments that are in neither all rows are wanted.
+    deleted: HashMap<u32, RoaringBitmap>,
+}
+
+/// Takes over from Lance to leave deleted rows out of `fragments`, which are read as `selection` says, and gives them the look
+/// of having none: it would ask for each row whether it is deleted.
+pub(super) async fn without_deletions(
+    table: &str,
+    dataset: &Dataset,
+    fragments: &mut [Fragment],
+    selection: Option<&Selection>,
+    sieve: &mut Option<Sieve>,
+) -> Result<()> {
+    for fragment in fragments {
+        if fragment.deletion_file.is_none() {
+            continue;
+        }
+        // Of others only live rows are wanted.
+        if selection.is_none_or(|selection| selection.whole.contains(&fragment.id)) {
+            let deleted = deleted_offsets(table, dataset, fragment).await?;
+            // Lance reads no page that has no other rows.
+            if deleted.len() > fragment.physical_rows.unwrap_or_default() as u64 / MOSTLY {
+                continue;
+            }
+            let sieve = sieve.get_or_insert_default();
+            sieve.deleted.insert(fragment.id as u32, deleted);
+        }
+        fragment.deletion_file = None;
+    }
+    Ok(())
 }
 
 impl Sieve {
@@ -272,25 +338,13 @@ impl Sieve {
             .ok_or_else(|| Error::internal("the scan gives no row addresses"))?;
         let mut kept = BooleanBufferBuilder::new(batch.num_rows());
         for run in addresses.values().chunk_by(|a, b| a >> 32 == b >> 32) {
-            let Some(wanted) = self.wanted.get(&((run[0] >> 32) as u32)) else {
+            let fragment = (run[0] >> 32) as u32;
+            if let Some(wanted) = self.wanted.get(&fragment) {
+                append_found(&mut kept, run, wanted, true);
+            } else if let Some(deleted) = self.deleted.get(&fragment) {
+                append_others(&mut kept, run, deleted);
+            } else {
                 kept.append_n(run.len(), true);
-                continue;
-            };
-            let mut rest = wanted.iter();
-            rest.advance_to(run[0] as u32);
-            let mut next = rest.next();
-            let mut last = 0;
-            for offset in run.iter().map(|address| *address as u32) {
-                if offset < last {
-                    // Not in the order of the addresses: looked up one by one.
-                    kept.append(wanted.contains(offset));
-                    continue;
-                }
-                last = offset;
-                while next.is_some_and(|next| next < offset) {
-                    next = rest.next();
-                }
-                kept.append(next == Some(offset));
             }
         }
         let kept = BooleanArray::new(kept.finish(), None);
@@ -298,6 +352,47 @@ impl Sieve {
             true => batch.clone(),
             false => filter_record_batch(batch, &kept)?,
         })
+    }
+}
+
+/// Appends for each address of `run`, which are of one fragment, whether it is one of `offsets`; or, with `is_in` false, whether
+/// it is none.
+fn append_found(
+    kept: &mut BooleanBufferBuilder,
+    run: &[u64],
+    offsets: &RoaringBitmap,
+    is_in: bool,
+) {
+    let mut rest = offsets.iter();
+    rest.advance_to(run[0] as u32);
+    let mut next = rest.next();
+    let mut last = 0;
+    for offset in run.iter().map(|address| *address as u32) {
+        if offset < last {
+            // Not in the order of the addresses: looked up one by one.
+            kept.append(offsets.contains(offset) == is_in);
+            continue;
+        }
+        last = offset;
+        while next.is_some_and(|next| next < offset) {
+            next = rest.next();
+        }
+        kept.append((next == Some(offset)) == is_in);
+    }
+}
+
+/// Appends for each address of `run`, which are of one fragment, whether it is none of `offsets`.
+fn append_others(kept: &mut BooleanBufferBuilder, run: &[u64], offsets: &RoaringBitmap) {
+    let (first, last) = (run[0], run[run.len() - 1]);
+    let is_sequence = run.windows(2).all(|pair| pair[0] + 1 == pair[1]);
+    if !is_sequence {
+        return append_found(kept, run, offsets, false);
+    }
+    // Mostly: only the offsets are looked at, not the rows.
+    let before = kept.len();
+    kept.append_n(run.len(), true);
+    for offset in offsets.range(first as u32..=last as u32) {
+        kept.set_bit(before + (offset - first as u32) as usize, false);
     }
 }
 

@@ -15,6 +15,7 @@ use lance_index::IndexType;
 use lance_index::scalar::ScalarIndexParams;
 use tempfile::TempDir;
 
+mod late;
 mod selected;
 use super::*;
 

@@ -1,0 +1,63 @@
+//! Scans with a filter, by how many rows it finds.
+
+use super::*;
+use crate::storage::RowSet;
+
+/// What a scan of `id` and `s`, in one partition, gives for a filter: the ids as they come.
+async fn found(table: &Table, filter: Expr, rows: RowFilter) -> Vec<i64> {
+    let description = ScanDescription {
+        filter: Some(filter),
+        rows,
+        ..table.describe(&["s", "id"], 1)
+    };
+    let batches = table.read(description).await;
+    let mut ids = Vec::new();
+    for batch in &batches {
+        let texts = batch["s"].as_string::<i32>();
+        for (id, text) in batch["id"]
+            .as_primitive::<Int64Type>()
+            .values()
+            .iter()
+            .zip(texts)
+        {
+            assert_eq!(text, Some(format!("row {id}").as_str()));
+            ids.push(*id);
+        }
+    }
+    ids
+}
+
+#[tokio::test]
+async fn filters_give_the_same_rows_however_many_they_find() {
+    // Two parts that are decided about: of six fragments and of one.
+    let mut table = Table::write(vec![numbers(0..1_300_000)], 200_000).await;
+    table.delete("id % 1000 = 7").await;
+    let live = |id: &i64| id % 1000 != 7;
+    let x = || col("x");
+    let tens = |id: i64| lit(id as i32 * 10);
+    for (filter, expected) in [
+        (x().lt(tens(0)), 0..0),
+        (x().eq(tens(250_000)), 250_000..250_001),
+        (x().lt(tens(100)), 0..100),
+        // In both parts: few of the one, most of the other.
+        (x().gt_eq(tens(1_190_000)), 1_190_000..1_300_000),
+        (x().gt_eq(tens(0)), 0..1_300_000),
+    ] {
+        let expected: Vec<i64> = expected.filter(live).collect();
+        assert!(
+            found(&table, filter.clone(), RowFilter::All).await == expected,
+            "{filter}"
+        );
+        let except: RowSet = (0..1_300_000).step_by(3).collect();
+        let expected: Vec<i64> = expected.into_iter().filter(|id| id % 3 != 0).collect();
+        let rows = RowFilter::Except(Arc::new(except));
+        assert!(
+            found(&table, filter.clone(), rows).await == expected,
+            "{filter}"
+        );
+    }
+    // Scattered: those between are read too, and dropped.
+    let scattered = (x() % lit(70i32)).eq(lit(0i32));
+    let expected: Vec<i64> = (0..1_300_000).step_by(7).filter(live).collect();
+    assert!(found(&table, scattered, RowFilter::All).await == expected);
+}
