@@ -9,30 +9,24 @@ use lance::Dataset;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::compare::{
+    Between, Compared, Planned, Since, SourceChange, Sources, between, compare, compare_below,
+    everything, source_state,
+};
+use super::cost::{self, Cost, Estimate, Known};
 use super::failed::{self, FailedRows};
 use super::options::{RefreshMode, ViewOptions};
 use super::query::Query;
-use super::source::{Origin, Source, SourceVersions};
+use super::reason::{
+    CHANGE_TOO_LARGE, EXPRESSION_NOT_DETERMINISTIC, FIRST_REFRESH, REQUESTED_FULL,
+};
+use super::source::SourceVersions;
 use super::state::{FoundState, SourceState, ViewState, find_state};
 use crate::database::materialized_view::ViewDefinition;
 use crate::database::view::Reading;
 use crate::database::{Database, Table};
-use crate::delta::{self, Delta, FieldIdentity, VersionStamp};
-use crate::storage::RowSet;
+use crate::delta::VersionStamp;
 use crate::{Error, Result};
-
-/// Reason code: it has no rows yet.
-pub const FIRST_REFRESH: &str = "FIRST_REFRESH";
-/// Reason code: FULL was asked for.
-pub const REQUESTED_FULL: &str = "REQUESTED_FULL";
-/// Reason code: the rows are of another definition.
-pub const DEFINITION_CHANGED: &str = "DEFINITION_CHANGED";
-/// Reason code: the record of what the rows reflect is gone or can't be read.
-pub const STATE_LOST: &str = "STATE_LOST";
-/// Reason code: others changed rows of the view.
-pub const TARGET_MODIFIED: &str = "TARGET_MODIFIED";
-/// Reason code: the query gives other rows each time.
-pub const EXPRESSION_NOT_DETERMINISTIC: &str = "EXPRESSION_NOT_DETERMINISTIC";
 
 /// What is asked of a refresh.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,21 +51,6 @@ pub struct Wanted {
     pub as_of: BTreeMap<String, u64>,
 }
 
-/// What changed in a source.
-#[derive(Debug, Clone)]
-pub struct SourceChange {
-    /// The table.
-    pub table: String,
-    /// The version that the view reflects.
-    pub from: Option<u64>,
-    /// The version to refresh to.
-    pub to: u64,
-    /// Rows inserted, updated in what the query reads, and deleted; `None` in a full refresh.
-    pub rows: Option<[u64; 3]>,
-    /// Commits in between.
-    pub commits: u64,
-}
-
 /// What a refresh has to do.
 #[derive(Debug)]
 pub(super) struct Assessment {
@@ -81,6 +60,8 @@ pub(super) struct Assessment {
     pub(super) stages: Vec<(Option<Table>, Part)>,
     /// What changed in the tables that it reads: in those of its own, and behind them in those of its stages.
     pub(super) changes: Vec<SourceChange>,
+    /// What it costs, of each stage and of the view behind them; empty where there is no choice.
+    pub(super) estimates: Vec<Estimate>,
 }
 
 impl Assessment {
@@ -316,14 +297,33 @@ pub(super) async fn assess(
             _ => format!("REFRESH MATERIALIZED VIEW {} FULL", view.name),
         }));
     }
+    let is_chosen = mode == "incremental" && scope == Scope::Auto;
+    let estimates = match (mode, &compared) {
+        ("incremental", Compared::Changes(of_view, _)) => {
+            estimate(view, &query, of_view, &tables, &planned, &stages).await?
+        }
+        _ => Vec::new(),
+    };
+    let mut too_large = estimates
+        .iter()
+        .map(|found| is_chosen && found.is_too_large());
+    let is_view_too_large = too_large.next_back().unwrap_or_default();
+    let too_large: Vec<bool> = too_large.collect();
+    let (mode, reason) = match is_view_too_large {
+        true => ("full", CHANGE_TOO_LARGE.to_string()),
+        false => (mode, reason),
+    };
     let all_anew = reason == REQUESTED_FULL;
     let below_view = planned.of_stages.iter().flatten();
     let below_view = below_view.filter_map(Planned::state).cloned().collect();
     let mut parts = Vec::with_capacity(stages.len());
     let of_stages = query.stages.iter().zip(planned.of_stages);
-    for (((stage, planned), compared), table) in of_stages.zip(stages).zip(tables) {
+    let too_large = too_large.into_iter().chain(std::iter::repeat(false));
+    let stages = stages.into_iter().zip(tables).zip(too_large);
+    for ((stage, planned), ((compared, table), is_too_large)) in of_stages.zip(stages) {
         let compared = match compared {
             Compared::Changes(..) if all_anew => Compared::Full(reason.clone()),
+            Compared::Changes(..) if is_too_large => Compared::Full(CHANGE_TOO_LARGE.to_string()),
             compared => compared,
         };
         let (mode, reason) = match &compared {
@@ -342,6 +342,10 @@ pub(super) async fn assess(
         parts.push((table, part));
     }
     let (compared, changes) = match (mode, compared) {
+        ("full", Compared::Changes(_, changes)) if is_view_too_large => {
+            let changes = changes.into_iter().chain(below).collect();
+            (Compared::Full(reason.clone()), changes)
+        }
         ("full", _) | (_, Compared::Full(_)) => {
             let changes = query.tables().map(|(source, dataset)| SourceChange {
                 table: source.table.clone(),
@@ -373,75 +377,76 @@ pub(super) async fn assess(
         },
         stages: parts,
         changes,
+        estimates,
     })
 }
 
-/// A source as it is to be read.
-enum Planned {
-    /// A table: its state once it is read, and its version.
-    Table(SourceState, Arc<Dataset>),
-    /// A stage, as its place among the stages; there is no version yet.
-    Stage(usize),
-}
-
-impl Planned {
-    fn table(&self) -> Option<(&SourceState, &Arc<Dataset>)> {
-        match self {
-            Self::Table(state, dataset) => Some((state, dataset)),
-            Self::Stage(_) => None,
-        }
+/// What it costs to refresh each stage, and behind them the view; empty where that is no matter of choice.
+async fn estimate(
+    view: &Table,
+    query: &Query,
+    of_view: &[Since],
+    tables: &[Option<Table>],
+    planned: &Sources,
+    stages: &[Compared],
+) -> Result<Vec<Estimate>> {
+    let Some(root) = &query.root else {
+        return Ok(Vec::new());
+    };
+    let mut has_calls = cost::has_calls(&query.plan)?;
+    for stage in &query.stages {
+        has_calls |= cost::has_calls(&stage.query.plan)?;
     }
-
-    fn state(&self) -> Option<&SourceState> {
-        Some(self.table()?.0)
+    if has_calls {
+        return Ok(Vec::new());
     }
-}
-
-/// The sources of a query, and of each of its stages.
-struct Sources {
-    own: Vec<Planned>,
-    of_stages: Vec<Vec<Planned>>,
-}
-
-impl Sources {
-    async fn of(query: &Query) -> Result<Self> {
-        let mut of_stages = Vec::with_capacity(query.stages.len());
-        for stage in &query.stages {
-            of_stages.push(planned(&stage.query).await?);
-        }
-        Ok(Self {
-            own: planned(query).await?,
-            of_stages,
-        })
+    let mut estimates: Vec<Estimate> = Vec::with_capacity(stages.len() + 1);
+    let mut rows_of_stages: Vec<f64> = Vec::with_capacity(stages.len());
+    let cost_of = |planned: &[Planned], since: &[Since], stages: &[f64], made: &[Estimate]| {
+        let sources = planned
+            .iter()
+            .zip(since)
+            .map(|(source, since)| match (source, since) {
+                (Planned::Table(_, dataset), Since::Table(versions)) => {
+                    let changed =
+                        [&versions.removed, &versions.added].map(|rows| rows.len() as f64);
+                    let rows = dataset
+                        .fragments()
+                        .iter()
+                        .filter_map(|fragment| fragment.num_rows());
+                    Cost::of_table(rows.sum::<usize>() as f64, changed[0], changed[1])
+                }
+                (Planned::Stage(place), _) => {
+                    let rows = stages.get(*place).copied().unwrap_or_default();
+                    let changed = made.get(*place).map_or(0.0, |made| made.changed / 2.0);
+                    Cost::of_table(rows, changed, changed)
+                }
+                (Planned::Table(..), Since::Stage(_)) => Cost::default(),
+            });
+        sources.collect::<Vec<_>>()
+    };
+    let parts = query
+        .stages
+        .iter()
+        .zip(tables)
+        .zip(&planned.of_stages)
+        .zip(stages);
+    for (((stage, table), planned), compared) in parts {
+        let (Some(root), Some(table), Compared::Changes(since, _)) =
+            (&stage.query.root, table, compared)
+        else {
+            return Ok(Vec::new());
+        };
+        let stored = table.dataset.count_rows(None).await? as f64;
+        let sources = cost_of(planned, since, &rows_of_stages, &estimates);
+        let sources = &sources;
+        estimates.push(Estimate::of(root, &Known { sources, stored }));
+        rows_of_stages.push(stored);
     }
-}
-
-async fn planned(query: &Query) -> Result<Vec<Planned>> {
-    let mut sources = Vec::with_capacity(query.sources.len());
-    for source in &query.sources {
-        sources.push(match &source.origin {
-            Origin::Table(dataset) => {
-                let state = source_state(source, dataset).await?;
-                Planned::Table(state, Arc::clone(dataset))
-            }
-            Origin::Stage(place) => Planned::Stage(*place),
-        });
-    }
-    Ok(sources)
-}
-
-/// The state of a source that is read at the version of `dataset`.
-async fn source_state(source: &Source, dataset: &Dataset) -> Result<SourceState> {
-    let columns = source.columns.iter().map(|column| {
-        FieldIdentity::of(dataset, column).ok_or_else(|| {
-            Error::internal(format!("column '{column}' of '{}' is gone", source.table))
-        })
-    });
-    Ok(SourceState {
-        table: source.table.clone(),
-        version: VersionStamp::of(dataset).await?,
-        columns: columns.collect::<Result<_>>()?,
-    })
+    let stored = view.dataset.count_rows(None).await? as f64;
+    let sources = &cost_of(&planned.own, of_view, &rows_of_stages, &estimates);
+    estimates.push(Estimate::of(root, &Known { sources, stored }));
+    Ok(estimates)
 }
 
 fn part_sources(planned: Vec<Planned>, compared: Compared) -> Vec<PartSource> {
@@ -465,16 +470,6 @@ fn part_sources(planned: Vec<Planned>, compared: Compared) -> Vec<PartSource> {
         .collect()
 }
 
-/// All rows of a version.
-fn everything(dataset: &Arc<Dataset>) -> SourceVersions {
-    SourceVersions {
-        old: None,
-        new: Arc::clone(dataset),
-        removed: Arc::default(),
-        added: Arc::default(),
-    }
-}
-
 /// The digest of a definition together with the views that it reads, which may be replaced.
 pub(super) async fn digest(database: &Database, definition: &ViewDefinition) -> Result<String> {
     let mut hash = Sha256::new();
@@ -490,171 +485,6 @@ pub(super) async fn digest(database: &Database, definition: &ViewDefinition) -> 
         }
     }
     Ok(format!("{:x}", hash.finalize()))
-}
-
-/// What changed since a state.
-enum Compared {
-    /// Rows of the sources, in their order, and what to say of the tables among them.
-    Changes(Vec<Since>, Vec<SourceChange>),
-    /// All has to be computed, for this reason code.
-    Full(String),
-}
-
-/// What changed in a source since a state.
-enum Since {
-    /// The versions of a table.
-    Table(SourceVersions),
-    /// The version of a stage that the rows reflect.
-    Stage(VersionStamp),
-}
-
-/// What changed in the sources of a query since `found`.
-async fn compare(
-    database: &Database,
-    definition: &str,
-    query: &Query,
-    planned: &[Planned],
-    found: &FoundState,
-) -> Result<Compared> {
-    let full = |reason: &str| Ok(Compared::Full(reason.to_string()));
-    let state = match found {
-        FoundState::Never => return full(FIRST_REFRESH),
-        FoundState::Lost => return full(STATE_LOST),
-        FoundState::Modified => return full(TARGET_MODIFIED),
-        FoundState::State(state) => state,
-    };
-    let tables = query.sources.iter().map(|source| &source.table);
-    let same_tables = tables.eq(state.sources.iter().map(|source| &source.table));
-    if state.definition != definition || !same_tables {
-        return full(DEFINITION_CHANGED);
-    }
-    let (mut sources, mut changes) = (Vec::new(), Vec::new());
-    for (then, source) in state.sources.iter().zip(planned) {
-        let Some((now, dataset)) = source.table() else {
-            let stage = database.table_at(&then.table, Some(then.version.version));
-            let is_there = match stage.await {
-                Ok(table) => VersionStamp::of(&table.dataset).await? == then.version,
-                Err(_) => false,
-            };
-            if !is_there {
-                return full(STATE_LOST);
-            }
-            sources.push(Since::Stage(then.version.clone()));
-            continue;
-        };
-        match changed(database, then, now, dataset).await? {
-            Between::Full(reason) => return full(reason),
-            Between::Rows(versions, change) => {
-                sources.push(Since::Table(versions));
-                changes.push(change);
-            }
-        }
-    }
-    Ok(Compared::Changes(sources, changes))
-}
-
-/// What changed in the tables of the stages since the state of the view; the reason code if that can't be said.
-async fn compare_below(
-    database: &Database,
-    state: &ViewState,
-    planned: &Sources,
-    found: &[FoundState],
-    compared: &[Compared],
-) -> Result<std::result::Result<Vec<SourceChange>, String>> {
-    let tables = planned.of_stages.iter().flatten();
-    let tables = tables.filter_map(Planned::state).map(|now| &now.table);
-    if !tables.eq(state.below.iter().map(|then| &then.table)) {
-        return Ok(Err(DEFINITION_CHANGED.to_string()));
-    }
-    let mut then = state.below.iter();
-    let mut changes = Vec::with_capacity(state.below.len());
-    for ((planned, found), compared) in planned.of_stages.iter().zip(found).zip(compared) {
-        let known = match (found, compared) {
-            (FoundState::State(state), Compared::Changes(_, changes)) => {
-                let tables = planned.iter().zip(&state.sources);
-                let tables = tables.filter(|(source, _)| source.table().is_some());
-                tables.map(|(_, then)| then).zip(changes).collect()
-            }
-            _ => Vec::new(),
-        };
-        let mut known = known.into_iter();
-        for (now, dataset) in planned.iter().filter_map(Planned::table) {
-            let (Some(then), known) = (then.next(), known.next()) else {
-                continue;
-            };
-            // Unless a refresh was killed, the view and its stage reflect the same version.
-            let change = match known {
-                Some((of_stage, change)) if of_stage.version == then.version => change.clone(),
-                _ => match changed(database, then, now, dataset).await? {
-                    Between::Full(reason) => return Ok(Err(reason.to_string())),
-                    Between::Rows(_, change) => change,
-                },
-            };
-            changes.push(change);
-        }
-    }
-    Ok(Ok(changes))
-}
-
-/// What changed between two versions.
-enum Between {
-    /// Rows.
-    Rows(SourceVersions, SourceChange),
-    /// It can't be told, for this reason code.
-    Full(&'static str),
-}
-
-async fn changed(
-    database: &Database,
-    then: &SourceState,
-    now: &SourceState,
-    dataset: &Arc<Dataset>,
-) -> Result<Between> {
-    let is_same = |then: &FieldIdentity, now: &FieldIdentity| {
-        (then.id, &then.data_type) == (now.id, &now.data_type)
-    };
-    let same_columns = then.columns.len() == now.columns.len()
-        && then
-            .columns
-            .iter()
-            .all(|then| now.columns.iter().any(|now| is_same(then, now)));
-    match same_columns {
-        true => between(database, now, &then.version, dataset).await,
-        false => Ok(Between::Full(delta::FullReason::InputReplaced.code())),
-    }
-}
-
-async fn between(
-    database: &Database,
-    now: &SourceState,
-    since: &VersionStamp,
-    dataset: &Arc<Dataset>,
-) -> Result<Between> {
-    let found = match delta::changes(dataset, since, &now.columns).await? {
-        Delta::Everything(reason) => return Ok(Between::Full(reason.code())),
-        Delta::Rows(found) => found,
-    };
-    let old = match database.table_at(&now.table, Some(since.version)).await {
-        Ok(table) => table.dataset,
-        Err(_) => return Ok(Between::Full(delta::FullReason::SourceVersionGone.code())),
-    };
-    let rows = [&found.inserted, &found.updated, &found.deleted].map(RowSet::len);
-    let removed = found.updated.clone().union(&found.deleted);
-    let added = found.updated.union(&found.inserted);
-    let change = SourceChange {
-        table: now.table.clone(),
-        from: Some(since.version),
-        to: now.version.version,
-        rows: Some(rows),
-        commits: found.commits,
-    };
-    let versions = SourceVersions {
-        old: Some(old),
-        new: Arc::clone(dataset),
-        removed: Arc::new(removed),
-        added: Arc::new(added),
-    };
-    Ok(Between::Rows(versions, change))
 }
 
 /// Refuses to refresh a view whose table can't hold what its query gives now. The columns of tables are fixed in the

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use datafusion::logical_expr::{LogicalPlan, Values, lit};
 
+use super::cost::{Cost, Known};
 use super::operator::{Node, Operator};
 use super::pass::Pass;
 use super::relation::{Side, columns, project, union};
@@ -42,6 +43,13 @@ impl Operator for Constant {
 
     fn inputs(&self) -> Vec<&Node> {
         Vec::new()
+    }
+
+    fn cost(&self, _: &[Cost], _: &Known) -> Cost {
+        Cost {
+            rows: self.rows.len() as f64,
+            ..Cost::default()
+        }
     }
 
     fn is_by_row(&self) -> bool {

@@ -1,6 +1,7 @@
 //! What a refresh would do, and why, as lines of an item and a value.
 
 use super::assess::{Assessment, assess};
+use super::cost::Estimate;
 use super::reason::{explained, mend};
 use super::refresh::{ViewRefresh, open_view};
 use crate::Result;
@@ -24,7 +25,8 @@ pub async fn explain(
     let Assessment {
         view: part,
         changes,
-        ..
+        estimates,
+        stages,
     } = &assessment;
     let mut lines = vec![
         ("materialized view", view.name.clone()),
@@ -47,6 +49,15 @@ pub async fn explain(
     ];
     if let Some(mend) = mend(&query.obstacle) {
         lines.push(("mend", mend.to_string()));
+    }
+    let in_full = stages.iter().filter(|(_, stage)| stage.mode == "full");
+    if mode != "full" {
+        lines.extend(in_full.map(|(_, stage)| ("stage in full", explained(&stage.reason))));
+    }
+    if !estimates.is_empty() {
+        let sum = |cost: fn(&Estimate) -> f64| estimates.iter().map(cost).sum::<f64>().round();
+        lines.push(("cost of changes", sum(|part| part.incremental).to_string()));
+        lines.push(("cost of all", sum(|part| part.full).to_string()));
     }
     for (change, (source, _)) in changes.iter().zip(query.tables()) {
         lines.push(("source", change.table.clone()));

@@ -17,10 +17,12 @@ use datafusion::execution::SessionState;
 use datafusion::logical_expr::LogicalPlan;
 use serde::{Deserialize, Serialize};
 
-use super::assess::{Assessment, Part, SourceChange, check_columns, digest};
+use super::assess::{Assessment, Part, check_columns, digest};
+use super::compare::SourceChange;
 use super::keys::RowEncoder;
 use super::paid::{PaidColumn, is_paid, paid_columns};
 use super::query::Query;
+use super::reason::{DEFINITION_CHANGED, FIRST_REFRESH, STATE_LOST, TARGET_MODIFIED};
 use super::source::SourceVersions;
 use super::state::{FoundState, find_state};
 use crate::database::materialized_view::ViewDefinition;
@@ -275,12 +277,12 @@ pub(super) async fn assess(
     };
     let state = match find_state(name, &view.dataset).await? {
         FoundState::State(state) => *state,
-        FoundState::Never => return refuse(super::assess::FIRST_REFRESH),
-        FoundState::Lost => return refuse(super::assess::STATE_LOST),
-        FoundState::Modified => return refuse(super::assess::TARGET_MODIFIED),
+        FoundState::Never => return refuse(FIRST_REFRESH),
+        FoundState::Lost => return refuse(STATE_LOST),
+        FoundState::Modified => return refuse(TARGET_MODIFIED),
     };
     if state.definition != digest(database, definition).await? {
-        return refuse(super::assess::DEFINITION_CHANGED);
+        return refuse(DEFINITION_CHANGED);
     }
     let versions = state.tables();
     let reading = Reading {
@@ -343,5 +345,6 @@ pub(super) async fn assess(
         view: Part::again(query, mode, state, versions),
         stages: Vec::new(),
         changes,
+        estimates: Vec::new(),
     })
 }

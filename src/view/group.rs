@@ -12,6 +12,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use datafusion::logical_expr::{Aggregate, Expr, LogicalPlan, lit};
 
+use super::cost::{Cost, Known, TAKEN, touched};
 use super::key_set::KeySet;
 use super::keys::one_zero;
 use super::operator::{Node, Operator};
@@ -80,6 +81,29 @@ impl Operator for Group {
 
     fn inputs(&self) -> Vec<&Node> {
         vec![&self.input]
+    }
+
+    /// There are as many groups as rows are stored.
+    fn cost(&self, inputs: &[Cost], known: &Known) -> Cost {
+        let input = Cost::of_rows(inputs);
+        let groups = match self.groups.is_empty() {
+            true => 1.0,
+            false => known.stored.clamp(1.0, input.rows.max(1.0)),
+        };
+        let share = match self.groups.is_empty() && input.changed > 0.0 {
+            true => 1.0,
+            false => touched(input.changed, groups),
+        };
+        let found = match share > 0.0 {
+            true => input.some(share * input.rows) + share * input.rows * TAKEN,
+            false => 0.0,
+        };
+        Cost {
+            rows: groups,
+            changed: 2.0 * share * groups,
+            incremental: input.incremental + found,
+            ..input
+        }
     }
 
     async fn touched_keys(&self, node: &Node, pass: &Pass) -> Result<Option<Arc<KeySet>>> {

@@ -14,6 +14,7 @@ use async_trait::async_trait;
 use datafusion::common::Column;
 use datafusion::logical_expr::{Expr, Join, LogicalPlan};
 
+use super::cost::{Cost, Known, TAKEN};
 use super::operator::{Node, Operator, Origins};
 use super::pass::Pass;
 use super::relation::{Restriction, Side, union};
@@ -134,6 +135,27 @@ impl Operator for InnerJoin {
         match self.left.schema.has_column(column) {
             true => self.left.origins(column),
             false => self.right.origins(column),
+        }
+    }
+
+    /// As if one side had one row for each of the other.
+    fn cost(&self, inputs: &[Cost], _: &Known) -> Cost {
+        let [left, right] = inputs else {
+            return Cost::default();
+        };
+        let both = Cost::of_rows(inputs);
+        let rows = left.rows.max(right.rows);
+        let meeting = |change: &Cost, other: &Cost| match change.changed > 0.0 {
+            true => other.some(change.changed * (other.rows / change.rows.max(1.0)).max(1.0)),
+            false => 0.0,
+        };
+        let changed = |side: &Cost| side.changed * rows / side.rows.max(1.0);
+        Cost {
+            rows,
+            changed: (changed(left) + changed(right)).min(2.0 * rows),
+            full: both.full + rows * TAKEN,
+            incremental: both.incremental + meeting(left, right) + meeting(right, left),
+            finding: both.finding,
         }
     }
 

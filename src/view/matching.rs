@@ -19,6 +19,7 @@ use async_trait::async_trait;
 use datafusion::common::JoinType;
 use datafusion::logical_expr::{Expr, Join, LogicalPlan};
 
+use super::cost::{Cost, Known};
 use super::join::{join_as, on};
 use super::operator::{Node, Operator};
 use super::pass::Pass;
@@ -201,6 +202,33 @@ impl Operator for MatchingJoin {
 
     fn inputs(&self) -> Vec<&Node> {
         vec![&self.left, &self.right]
+    }
+
+    /// As if one side had one row for each of the other.
+    fn cost(&self, inputs: &[Cost], _: &Known) -> Cost {
+        let [left, right] = inputs else {
+            return Cost::default();
+        };
+        let both = Cost::of_rows(inputs);
+        let (outer, inner) = match looked_up(self.join.join_type) {
+            LookedUp::Left => (right, left),
+            LookedUp::Right | LookedUp::Neither => (left, right),
+        };
+        let met = (inner.changed * (outer.rows / inner.rows.max(1.0)).max(1.0)).min(outer.rows);
+        let more = match (inner.changed > 0.0, self.join.on.is_empty()) {
+            (false, _) if outer.changed == 0.0 => 0.0,
+            // Each changed row is looked up.
+            (false, _) => inner.full,
+            (true, true) => both.full,
+            (true, false) => outer.some(met) + inner.some(inner.changed + outer.changed),
+        };
+        Cost {
+            rows: outer.rows,
+            changed: (outer.changed + 2.0 * met).min(2.0 * outer.rows),
+            full: both.full,
+            incremental: both.incremental + more,
+            finding: both.finding,
+        }
     }
 
     async fn restricted(

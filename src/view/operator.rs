@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use datafusion::common::{Column, DFSchemaRef};
 use datafusion::logical_expr::{Expr, LogicalPlan};
 
+use super::cost::{Cost, Known};
 use super::key_set::KeySet;
 use super::pass::Pass;
 use super::relation::{KeyColumn, Restriction, Side, arrange, union};
@@ -64,6 +65,11 @@ pub(super) trait Operator: Debug + Send + Sync {
     /// The keys of the rows that may be removed or added, if they are found without computing these.
     async fn touched_keys(&self, _: &Node, _: &Pass) -> Result<Option<Arc<KeySet>>> {
         Ok(None)
+    }
+
+    /// What its output costs, given what its inputs do.
+    fn cost(&self, inputs: &[Cost], _: &Known) -> Cost {
+        Cost::of_rows(inputs)
     }
 
     /// Whether each of its rows comes from single rows of the sources, whose ids are its key, so that a row of
@@ -191,6 +197,13 @@ impl Node {
             Some((input, _)) => input.replaces_all(),
             None => self.operator.replaces_all(),
         }
+    }
+
+    /// What its output costs.
+    pub(super) fn cost(&self, known: &Known) -> Cost {
+        let inputs = self.operator.inputs().into_iter();
+        let inputs: Vec<Cost> = inputs.map(|input| input.cost(known)).collect();
+        self.operator.cost(&inputs, known)
     }
 
     /// How many rows its largest source has.

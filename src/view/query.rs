@@ -10,10 +10,10 @@ use datafusion::execution::SessionState;
 use datafusion::logical_expr::LogicalPlan;
 use lance::Dataset;
 
-use super::assess::EXPRESSION_NOT_DETERMINISTIC;
 use super::classify::{Classified, Obstacle, classify, source_of};
 use super::operator::Node;
 use super::plan::{check_sources, plan_query, unstable_function};
+use super::reason::EXPRESSION_NOT_DETERMINISTIC;
 use super::relation::hidden_names;
 use super::source::{Origin, Source};
 use super::stage::Stage;

@@ -1,9 +1,19 @@
 //! Reason codes in plain words, and what can be done.
 
-use super::assess::{
-    DEFINITION_CHANGED, EXPRESSION_NOT_DETERMINISTIC, FIRST_REFRESH, REQUESTED_FULL, STATE_LOST,
-    TARGET_MODIFIED,
-};
+/// Reason code: it has no rows yet.
+pub const FIRST_REFRESH: &str = "FIRST_REFRESH";
+/// Reason code: FULL was asked for.
+pub const REQUESTED_FULL: &str = "REQUESTED_FULL";
+/// Reason code: to compute what changed would cost more than to compute all.
+pub const CHANGE_TOO_LARGE: &str = "CHANGE_TOO_LARGE";
+/// Reason code: the rows are of another definition.
+pub const DEFINITION_CHANGED: &str = "DEFINITION_CHANGED";
+/// Reason code: the record of what the rows reflect is gone or can't be read.
+pub const STATE_LOST: &str = "STATE_LOST";
+/// Reason code: others changed rows of the view.
+pub const TARGET_MODIFIED: &str = "TARGET_MODIFIED";
+/// Reason code: the query gives other rows each time.
+pub const EXPRESSION_NOT_DETERMINISTIC: &str = "EXPRESSION_NOT_DETERMINISTIC";
 
 /// What a reason code says in words; `None` if there are none for it.
 pub fn words(code: &str) -> Option<&'static str> {
@@ -11,6 +21,7 @@ pub fn words(code: &str) -> Option<&'static str> {
         FIRST_REFRESH => "it has no rows yet",
         REQUESTED_FULL => "all rows are asked for",
         DEFINITION_CHANGED => "its query, or a view that it reads, was changed since",
+        CHANGE_TOO_LARGE => "so much has changed that it is cheaper to compute all of it",
         STATE_LOST => "the record of what its rows reflect is gone",
         TARGET_MODIFIED => "another program changed rows of it",
         EXPRESSION_NOT_DETERMINISTIC => {

@@ -6,12 +6,14 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::assess::{Assessment, Scope, SourceChange, Wanted, assess};
+use super::assess::{Assessment, Scope, Wanted, assess};
 use super::calls::Held;
 use super::checkpoint;
+use super::compare::SourceChange;
 use super::failed::{OnError, check_skip};
 use super::maintain::Maintenance;
 use super::options::ViewOptions;
+use super::reason::CHANGE_TOO_LARGE;
 use crate::database::materialized_view::ViewDefinition;
 use crate::database::{Database, Table};
 use crate::job::counters::Count;
@@ -321,6 +323,7 @@ async fn attempt_once(
         view: part,
         stages: parts,
         changes,
+        ..
     } = assessment;
     let query = Arc::clone(&part.query);
     let mut stages = Vec::with_capacity(parts.len());
@@ -335,14 +338,17 @@ async fn attempt_once(
             true => table.dataset,
             false => {
                 let options = ViewOptions::default();
-                let done = maintenance.maintain(&table, &options, part, false);
+                let keeps_rows = part.state.reason == CHANGE_TOO_LARGE;
+                let done = maintenance.maintain(&table, &options, part, keeps_rows);
                 done.await?.dataset
             }
         });
     }
     let part = part.complete(database, &stages).await?;
     let options = ViewOptions::of(&definition)?;
-    let done = maintenance.maintain(&view, &options, part, request.concurrently);
+    // Whoever chose it for its cost did not ask for new rows: those that stay equal do.
+    let keeps_rows = request.concurrently || reason == CHANGE_TOO_LARGE;
+    let done = maintenance.maintain(&view, &options, part, keeps_rows);
     let done = done.await?;
     if held.has_staged(driver)
         && let Err(error) = checkpoint::discard(database, &view.name, driver.id()).await

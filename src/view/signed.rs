@@ -26,6 +26,7 @@ use datafusion::logical_expr::{
 };
 use futures::TryStreamExt;
 
+use super::cost::{Cost, Known, touched};
 use super::key_set::KeySet;
 use super::keys::{in_keys, one_zero};
 use super::operator::{Node, Operator};
@@ -303,6 +304,17 @@ impl Operator for SignedGroup {
 
     fn inputs(&self) -> Vec<&Node> {
         vec![&self.input]
+    }
+
+    /// There are as many groups as rows are stored.
+    fn cost(&self, inputs: &[Cost], known: &Known) -> Cost {
+        let input = Cost::of_rows(inputs);
+        let groups = known.stored.max(1.0);
+        Cost {
+            rows: groups,
+            changed: 2.0 * touched(input.changed, groups) * groups,
+            ..input
+        }
     }
 
     async fn touched_keys(&self, node: &Node, pass: &Pass) -> Result<Option<Arc<KeySet>>> {

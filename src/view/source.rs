@@ -20,6 +20,7 @@ use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, col};
 use datafusion::sql::TableReference;
 use lance::Dataset;
 
+use super::cost::{Cost, Known};
 use super::operator::{Node, Operator, Origins};
 use super::pass::Pass;
 use super::relation::{Restriction, Side, columns, project};
@@ -120,6 +121,10 @@ impl Operator for Scan {
 
     fn source(&self) -> Option<usize> {
         Some(self.place)
+    }
+
+    fn cost(&self, _: &[Cost], known: &Known) -> Cost {
+        known.sources.get(self.place).copied().unwrap_or_default()
     }
 
     /// Rows that are read several times are kept.

@@ -6,6 +6,7 @@
 use async_trait::async_trait;
 use datafusion::logical_expr::{Expr, Limit, LogicalPlan, LogicalPlanBuilder, SortExpr};
 
+use super::cost::{Cost, Known};
 use super::operator::{Node, Operator};
 use super::pass::Pass;
 use super::relation::{Side, key_columns};
@@ -40,6 +41,16 @@ impl Operator for Top {
 
     fn inputs(&self) -> Vec<&Node> {
         vec![&self.input]
+    }
+
+    fn cost(&self, inputs: &[Cost], known: &Known) -> Cost {
+        let input = Cost::of_rows(inputs);
+        Cost {
+            rows: known.stored,
+            changed: 2.0 * known.stored,
+            incremental: input.full,
+            ..input
+        }
     }
 
     async fn relation(&self, node: &Node, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>> {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use datafusion::logical_expr::{Expr, LogicalPlan, Window};
 
+use super::cost::{Cost, Known, TAKEN, touched};
 use super::operator::{Node, Operator};
 use super::pass::Pass;
 use super::relation::{Restriction, Side};
@@ -39,6 +40,21 @@ impl Operator for Windows {
 
     fn inputs(&self) -> Vec<&Node> {
         vec![&self.input]
+    }
+
+    /// As if there were as many partitions as rows in one.
+    fn cost(&self, inputs: &[Cost], _: &Known) -> Cost {
+        let input = Cost::of_rows(inputs);
+        let rows = touched(input.changed, input.rows.sqrt()) * input.rows;
+        let found = match rows > 0.0 {
+            true => input.some(rows) + 2.0 * rows * TAKEN,
+            false => 0.0,
+        };
+        Cost {
+            changed: 2.0 * rows,
+            incremental: input.incremental + found,
+            ..input
+        }
     }
 
     async fn restricted(
