@@ -21,12 +21,13 @@ use roaring::RoaringBitmap;
 
 use super::ScanDescription;
 use super::read::{Job, Reading};
-use super::rows::{RowFilter, Selected, Selection, width};
+use super::rows::{RowFilter, Selected, Selection, is_wide, width};
 use super::schema::row_field;
 use crate::storage::open::storage_error;
 use crate::{Error, Result};
 
-/// Of how many rows one is found, at least, where other columns are read for the found ones alone.
+/// Of how many rows one is found, at least, where other columns are read for the found ones alone; if rows are wide, any that
+/// is not found counts.
 const LATE: u64 = 5;
 /// Rows of the fragments that are decided about at a time, at least, but for the last.
 const ROWS_AT_A_TIME: u64 = 1 << 20;
@@ -162,9 +163,14 @@ async fn find(job: &Job, bytes_read: Count) -> Result<(u64, Reading)> {
         }
     }
     let rows: u64 = found.values().map(RoaringBitmap::len).sum();
+    let mut fragments = job.fragments().map(|(_, fragment)| fragment);
+    let late = match fragments.any(|fragment| is_wide(&job.schema, fragment)) {
+        true => 1,
+        false => LATE,
+    };
     let fragments = job.fragments().map(|(_, fragment)| fragment);
     let all = fragments.map(|fragment| fragment.physical_rows.unwrap_or_default() as u64);
-    if rows.saturating_mul(LATE) > all.sum() {
+    if rows.saturating_mul(late) >= all.sum() {
         return Ok((rows, Reading::Early));
     }
     let fragments = job.fragments().map(|(_, fragment)| fragment);

@@ -268,6 +268,11 @@ impl Bridge {
     }
 }
 
+/// Whether rows of `schema` are so wide that to skip even one is better than to read it.
+pub(super) fn is_wide(schema: &Schema, fragment: &Fragment) -> bool {
+    Bridge::new(schema, fragment).gap == 0
+}
+
 /// `offsets`, and those in small gaps between them; `None` if that is not worth it.
 fn bridged(offsets: &RoaringBitmap, bridge: &Bridge) -> Option<RoaringBitmap> {
     let mut runs = bitmap_to_ranges(offsets).into_iter();

@@ -61,3 +61,29 @@ async fn filters_give_the_same_rows_however_many_they_find() {
     let expected: Vec<i64> = (0..1_300_000).step_by(7).filter(live).collect();
     assert!(found(&table, scattered, RowFilter::All).await == expected);
 }
+
+#[tokio::test]
+async fn of_wide_rows_only_those_are_read_that_are_found() {
+    let ids = Int64Array::from_iter_values(0..4000);
+    // Texts that don't compress to nothing.
+    let letter =
+        |number: u64| b'a' + ((number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % 26) as u8;
+    let text = |id: u64| (0..2000).map(move |place| char::from(letter(id * 2000 + place)));
+    let wide = StringArray::from_iter_values((0..4000).map(|id| text(id).collect::<String>()));
+    let columns = [("id", Arc::new(ids) as ArrayRef), ("s", Arc::new(wide))];
+    let table = Table::write(vec![RecordBatch::try_from_iter(columns).unwrap()], 1000).await;
+    let bytes_of = async |filter: Option<Expr>| {
+        let plan = table.scan(ScanDescription {
+            filter,
+            ..table.describe(&["s"], 1)
+        });
+        let rows = rows(&run(plan.clone()).await);
+        let metrics = plan.metrics().unwrap();
+        let bytes = metrics.sum_by_name("bytes_scanned").unwrap().as_usize();
+        (rows, bytes)
+    };
+    let (all, everything) = bytes_of(None).await;
+    let (half, read) = bytes_of(Some(col("id").gt_eq(lit(2500i64)))).await;
+    assert_eq!((all, half), (4000, 1500));
+    assert!(read < everything / 2, "{read} of {everything} bytes");
+}
