@@ -22,7 +22,7 @@ use crate::storage::RowSet;
 use crate::storage::blob::{is_blob, is_descriptor, value_type};
 use crate::storage::column_file::SplitFile;
 use crate::storage::fragments::{all_live_ids, deleted_offsets, live_ids, live_rows, offsets_of};
-use crate::storage::scan::{LanceScanExec, ScanDescription, Window};
+use crate::storage::scan::{LanceScanExec, ScanDescription, Window, type_width};
 use crate::{Error, Result};
 
 /// Rows of a fragment from which on it is divided among workers.
@@ -524,24 +524,6 @@ fn share_struct_calls(tasks: &mut [ColumnTask]) {
         if let Some(shared) = shared {
             tasks[index].todo = shared;
         }
-    }
-}
-
-/// Bytes that a value of a type takes, about.
-fn type_width(data_type: &datafusion::arrow::datatypes::DataType) -> u64 {
-    use datafusion::arrow::datatypes::DataType;
-    /// For strings, lists and other values without a fixed width.
-    const VARIABLE: u64 = 32;
-    match data_type {
-        DataType::FixedSizeList(item, size) => {
-            type_width(item.data_type()) * u64::try_from(*size).unwrap_or(0)
-        }
-        DataType::FixedSizeBinary(size) => u64::try_from(*size).unwrap_or(0),
-        DataType::Struct(fields) => fields.iter().map(|f| type_width(f.data_type())).sum(),
-        DataType::Boolean => 1,
-        other => other
-            .primitive_width()
-            .map_or(VARIABLE, |width| width as u64),
     }
 }
 

@@ -26,6 +26,7 @@ use crate::database::materialized_view::ViewDefinition;
 use crate::database::view::Reading;
 use crate::database::{Database, Table};
 use crate::delta::VersionStamp;
+use crate::storage::scan::fragment_rows;
 use crate::{Error, Result};
 
 /// What is asked of a refresh.
@@ -304,11 +305,10 @@ pub(super) async fn assess(
         }
         _ => Vec::new(),
     };
-    let mut too_large = estimates
-        .iter()
-        .map(|found| is_chosen && found.is_too_large());
-    let is_view_too_large = too_large.next_back().unwrap_or_default();
-    let too_large: Vec<bool> = too_large.collect();
+    let too_large = estimates.iter();
+    let too_large = too_large.map(|found| is_chosen && found.is_too_large());
+    let mut too_large: Vec<bool> = too_large.collect();
+    let is_view_too_large = too_large.pop().unwrap_or_default();
     let (mode, reason) = match is_view_too_large {
         true => ("full", CHANGE_TOO_LARGE.to_string()),
         false => (mode, reason),
@@ -393,12 +393,11 @@ async fn estimate(
     let Some(root) = &query.root else {
         return Ok(Vec::new());
     };
-    let mut has_calls = cost::has_calls(&query.plan)?;
-    for stage in &query.stages {
-        has_calls |= cost::has_calls(&stage.query.plan)?;
-    }
-    if has_calls {
-        return Ok(Vec::new());
+    let plans = query.stages.iter().map(|stage| &stage.query.plan);
+    for plan in plans.chain([&query.plan]) {
+        if cost::has_calls(plan)? {
+            return Ok(Vec::new());
+        }
     }
     let mut estimates: Vec<Estimate> = Vec::with_capacity(stages.len() + 1);
     let mut rows_of_stages: Vec<f64> = Vec::with_capacity(stages.len());
@@ -408,13 +407,11 @@ async fn estimate(
             .zip(since)
             .map(|(source, since)| match (source, since) {
                 (Planned::Table(_, dataset), Since::Table(versions)) => {
-                    let changed =
+                    let rows = fragment_rows(dataset);
+                    let rows: u64 = rows.iter().map(|(_, rows)| rows).sum();
+                    let [removed, added] =
                         [&versions.removed, &versions.added].map(|rows| rows.len() as f64);
-                    let rows = dataset
-                        .fragments()
-                        .iter()
-                        .filter_map(|fragment| fragment.num_rows());
-                    Cost::of_table(rows.sum::<usize>() as f64, changed[0], changed[1])
+                    Cost::of_table(rows as f64, removed, added)
                 }
                 (Planned::Stage(place), _) => {
                     let rows = stages.get(*place).copied().unwrap_or_default();

@@ -44,7 +44,7 @@ pub async fn run(settings: &Settings) -> Result<Report> {
                     let statement = statement.replace("{}", &run.to_string());
                     shop.database.run(&statement).await?;
                 }
-                let elapsed = shop.refresh("grown", "", "incremental").await?;
+                let elapsed = shop.refresh("grown", "INCREMENTAL", "incremental").await?;
                 shop.check("grown", query, compared).await?;
                 // The first warms the caches.
                 if run > 0 {

@@ -34,6 +34,10 @@ struct Case {
     change: &'static [&'static str],
 }
 
+/// One of a hundred rows of lineitem.
+const ONE_PERCENT: &[&str] = &["UPDATE lineitem SET l_quantity = l_quantity + 1, \
+     l_extendedprice = l_extendedprice + 1 WHERE l_orderkey / 32 % 100 = {}"];
+
 const CASES: [Case; 4] = [
     Case {
         view: "sum, count, avg by 4 groups",
@@ -42,8 +46,7 @@ const CASES: [Case; 4] = [
         query: "SELECT l_returnflag, l_linestatus, sum(l_quantity) AS s, count(*) AS n, avg(l_extendedprice) AS a \
                 FROM lineitem GROUP BY l_returnflag, l_linestatus",
         compared: &["l_returnflag", "l_linestatus", "s", "n", "a"],
-        change: &["UPDATE lineitem SET l_quantity = l_quantity + 1, \
-                   l_extendedprice = l_extendedprice + 1 WHERE l_orderkey / 32 % 100 = {}"],
+        change: ONE_PERCENT,
     },
     Case {
         view: "sum, count, avg by 100,000 groups",
@@ -52,8 +55,7 @@ const CASES: [Case; 4] = [
         query: "SELECT l_partkey % 100000 AS k, sum(l_quantity) AS s, count(*) AS n, avg(l_extendedprice) AS a \
                 FROM lineitem GROUP BY l_partkey % 100000",
         compared: &["k", "s", "n", "a"],
-        change: &["UPDATE lineitem SET l_quantity = l_quantity + 1, \
-                   l_extendedprice = l_extendedprice + 1 WHERE l_orderkey / 32 % 100 = {}"],
+        change: ONE_PERCENT,
     },
     Case {
         view: "min, float sum, median by 100,000 groups",
@@ -133,7 +135,9 @@ impl Shop {
         for part in PARTS - APPENDED + 1..=PARTS {
             self.load("INSERT INTO lineitem", "lineitem", part..=part)
                 .await?;
-            let ours = self.refresh("appended", "", "incremental").await?;
+            let ours = self
+                .refresh("appended", "INCREMENTAL", "incremental")
+                .await?;
             // Before FULL makes it right.
             self.check("appended", ROWS_QUERY, ROWS_COMPARED).await?;
             let floor = self.refresh("appended", "FULL", "full").await?;
@@ -159,7 +163,9 @@ impl Shop {
                 let statement = statement.replace("{}", &run.to_string());
                 self.database.run(&statement).await?;
             }
-            let ours = self.refresh("changed", "", "incremental").await?;
+            let ours = self
+                .refresh("changed", "INCREMENTAL", "incremental")
+                .await?;
             self.check("changed", case.query, case.compared).await?;
             let floor = self.refresh("changed", "FULL", "full").await?;
             times.add(floor, ours);

@@ -79,8 +79,8 @@ pub async fn run(settings: &Settings) -> Result<Report> {
             );
         }
         speedups.sort_by(f64::total_cmp);
-        let middle = speedups.len() / 2;
-        let median = (speedups[middle] + speedups[middle - 1]) / 2.0;
+        let (last, middle) = (speedups.len() - 1, speedups.len() / 2);
+        let median = (speedups[middle] + speedups[last - middle]) / 2.0;
         report.row(
             format!(
                 "{percent} % changed: median of how many times faster than FULL, {} queries",

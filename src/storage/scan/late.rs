@@ -4,12 +4,12 @@
 //! look for half of the rows costs it three times as much as to read them all. Here the filter is evaluated first,
 //! for some fragments at a time, and the number of rows that it finds decides.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
-use datafusion::arrow::array::{AsArray, RecordBatch};
-use datafusion::arrow::datatypes::{Schema, UInt64Type};
+use datafusion::arrow::array::RecordBatch;
+use datafusion::arrow::datatypes::Schema;
 use datafusion::common::DataFusionError;
 use datafusion::logical_expr::Expr;
 use datafusion::physical_plan::metrics::Count;
@@ -17,22 +17,22 @@ use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
 use lance::index::DatasetIndexExt;
 use lance_core::ROW_ADDR;
+use lance_table::format::Fragment;
 use roaring::RoaringBitmap;
 
 use super::ScanDescription;
 use super::read::{Job, Reading};
-use super::rows::{RowFilter, Selected, Selection, is_wide, width};
+use super::rows::{RowFilter, Selected, Selection, is_wide, row_addresses};
 use super::schema::row_field;
+use super::width::type_width;
+use crate::Result;
 use crate::storage::open::storage_error;
-use crate::{Error, Result};
 
 /// Of how many rows one is found, at least, where other columns are read for the found ones alone; if rows are wide, any that
 /// is not found counts.
 const LATE: u64 = 5;
 /// Rows of the fragments that are decided about at a time, at least, but for the last.
 const ROWS_AT_A_TIME: u64 = 1 << 20;
-/// Bytes of a value whose type does not say it.
-const UNKNOWN_WIDTH: u64 = 32;
 
 /// How a scan reads what its filter does not look at.
 #[derive(Debug, PartialEq)]
@@ -65,9 +65,7 @@ impl Order {
         let schema = Schema::from(job.dataset.schema());
         let bytes = |names: &mut dyn Iterator<Item = &str>| -> u64 {
             let fields = names.filter_map(|name| schema.field_with_name(name).ok());
-            fields
-                .map(|field| width(field).unwrap_or(UNKNOWN_WIDTH))
-                .sum()
+            fields.map(|field| type_width(field.data_type())).sum()
         };
         let (first, rest) = (
             bytes(&mut looked_at.iter().copied()),
@@ -150,32 +148,33 @@ async fn find(job: &Job, bytes_read: Count) -> Result<(u64, Reading)> {
         }),
         ..job.clone()
     };
-    let mut found: BTreeMap<u32, RoaringBitmap> = BTreeMap::new();
+    let mut found: HashMap<u32, RoaringBitmap> = HashMap::new();
     let mut batches = finding.batches(bytes_read, Reading::Early).await?;
     while let Some(batch) = batches.try_next().await? {
-        let addresses = batch.columns().first();
-        let addresses = addresses
-            .and_then(|column| column.as_primitive_opt::<UInt64Type>())
-            .ok_or_else(|| Error::internal("the scan gives no row addresses"))?;
-        for run in addresses.values().chunk_by(|a, b| a >> 32 == b >> 32) {
+        for run in row_addresses(&batch, 0)?
+            .values()
+            .chunk_by(|a, b| a >> 32 == b >> 32)
+        {
             let offsets = found.entry((run[0] >> 32) as u32).or_default();
             offsets.extend(run.iter().map(|address| *address as u32));
         }
     }
     let rows: u64 = found.values().map(RoaringBitmap::len).sum();
-    let mut fragments = job.fragments().map(|(_, fragment)| fragment);
-    let late = match fragments.any(|fragment| is_wide(&job.schema, fragment)) {
+    let fragments: Vec<&Fragment> = job.fragments().map(|(_, fragment)| fragment).collect();
+    let all = (fragments.iter()).map(|fragment| fragment.physical_rows.unwrap_or_default() as u64);
+    let late = match fragments
+        .iter()
+        .any(|fragment| is_wide(&job.schema, fragment))
+    {
         true => 1,
         false => LATE,
     };
-    let fragments = job.fragments().map(|(_, fragment)| fragment);
-    let all = fragments.map(|fragment| fragment.physical_rows.unwrap_or_default() as u64);
     if rows.saturating_mul(late) >= all.sum() {
         return Ok((rows, Reading::Early));
     }
-    let fragments = job.fragments().map(|(_, fragment)| fragment);
-    let found = fragments.map(|fragment| {
-        let offsets = (found.get(&(fragment.id as u32)).cloned()).unwrap_or_default();
+    let found = fragments.into_iter().map(|fragment| {
+        let offsets = found.get(&(fragment.id as u32)).cloned();
+        let offsets = offsets.unwrap_or_default();
         let found = Selected {
             rows: offsets.len(),
             offsets: Some(offsets),

@@ -15,6 +15,7 @@ mod rows;
 mod schema;
 #[cfg(test)]
 mod tests;
+mod width;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -41,6 +42,7 @@ pub use filter::can_push_down;
 pub use partition::{fragment_rows, partition_fragments};
 pub use rows::{RowFilter, selected_rows};
 pub use schema::{row_field, table_schema};
+pub use width::type_width;
 
 /// Rows a batch has at most, unless the session says otherwise.
 pub const DEFAULT_BATCH_ROWS: usize = 8192;

@@ -208,7 +208,7 @@ impl Job {
 
         let mut filter = description.filter.as_ref();
         let is_early = reading == Reading::Early;
-        let selection = match reading {
+        let mut selection = match reading {
             Reading::Found(found) => {
                 filter = None;
                 Some(found)
@@ -218,7 +218,7 @@ impl Job {
                 selection(&self.dataset, description, &self.schema, fragments).await?
             }
         };
-        let mut sieve = selection.as_ref().and_then(|found| found.sieve.clone());
+        let mut sieve = selection.as_mut().and_then(|found| found.sieve.take());
         let mut fragments: Vec<_> = self.fragments().map(|(_, f)| f.clone()).collect();
         // An index knows of deleted rows, and a window counts live ones.
         let is_plain = filter.is_some() && !is_early;

@@ -22,9 +22,11 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use datafusion::arrow::array::{AsArray, BooleanArray, BooleanBufferBuilder, RecordBatch};
+use datafusion::arrow::array::{
+    AsArray, BooleanArray, BooleanBufferBuilder, RecordBatch, UInt64Array,
+};
 use datafusion::arrow::compute::filter_record_batch;
-use datafusion::arrow::datatypes::{DataType, Field, Schema, UInt64Type};
+use datafusion::arrow::datatypes::{Schema, UInt64Type};
 use datafusion::common::DataFusionError;
 use futures::{StreamExt, TryStreamExt, stream};
 use lance::Dataset;
@@ -33,6 +35,7 @@ use lance_select::mask::bitmap_to_ranges;
 use lance_table::format::Fragment;
 use roaring::RoaringBitmap;
 
+use super::width::{VARIABLE, fixed_width};
 use super::{ScanDescription, row_field};
 use crate::storage::RowSet;
 use crate::storage::fragments::{deleted_offsets, live_rows, offsets_of};
@@ -218,22 +221,7 @@ pub(super) async fn selection(
     });
     let found = stream::iter(found.collect::<Vec<_>>()).buffered(AHEAD);
     let found: Vec<_> = found.try_collect().await?;
-    let found = found.into_iter();
-    Ok(Some(Selection::new(schema, found)))
-}
-
-/// Bytes of a value of `field`; `None` if the type does not say it.
-pub(super) fn width(field: &Field) -> Option<u64> {
-    let width = match field.data_type() {
-        DataType::Boolean => Some(1),
-        DataType::FixedSizeBinary(bytes) => usize::try_from(*bytes).ok(),
-        DataType::FixedSizeList(item, items) => {
-            let width = item.data_type().primitive_width();
-            width.and_then(|width| Some(width * usize::try_from(*items).ok()?))
-        }
-        other => other.primitive_width(),
-    };
-    width.map(|width| width as u64)
+    Ok(Some(Selection::new(schema, found.into_iter())))
 }
 
 /// When rows that nobody wants are rather read than skipped.
@@ -250,7 +238,10 @@ impl Bridge {
         let stored = schema.fields().iter();
         let stored = stored.filter(|field| row_field(field.name()).is_none());
         let columns = stored.clone().count() as u64;
-        let width = match stored.map(|field| width(field)).sum::<Option<u64>>() {
+        let width = match stored
+            .map(|field| fixed_width(field.data_type()))
+            .sum::<Option<u64>>()
+        {
             Some(width) => width,
             // Texts and the like: as if all that is stored of a row were read.
             None => {
@@ -258,7 +249,7 @@ impl Bridge {
                 let bytes = files.filter_map(|file| file.file_size_bytes.get());
                 let bytes: u64 = bytes.map(|bytes| bytes.get()).sum();
                 let rows = fragment.physical_rows.unwrap_or_default().max(1) as u64;
-                (bytes / rows).max(32)
+                (bytes / rows).max(VARIABLE)
             }
         };
         Self {
@@ -337,10 +328,7 @@ impl Sieve {
         batch: &RecordBatch,
         place: usize,
     ) -> Result<RecordBatch, DataFusionError> {
-        let addresses = batch.columns().get(place);
-        let addresses = addresses
-            .and_then(|column| column.as_primitive_opt::<UInt64Type>())
-            .ok_or_else(|| Error::internal("the scan gives no row addresses"))?;
+        let addresses = row_addresses(batch, place)?;
         let mut kept = BooleanBufferBuilder::new(batch.num_rows());
         for run in addresses.values().chunk_by(|a, b| a >> 32 == b >> 32) {
             let fragment = (run[0] >> 32) as u32;
@@ -358,6 +346,14 @@ impl Sieve {
             false => filter_record_batch(batch, &kept)?,
         })
     }
+}
+
+/// The row addresses of `batch`, which are at `place`.
+pub(super) fn row_addresses(batch: &RecordBatch, place: usize) -> Result<&UInt64Array> {
+    let addresses = batch.columns().get(place);
+    addresses
+        .and_then(|column| column.as_primitive_opt::<UInt64Type>())
+        .ok_or_else(|| Error::internal("the scan gives no row addresses"))
 }
 
 /// Appends for each address of `run`, which are of one fragment, whether it is one of `offsets`; or, with `is_in` false, whether
