@@ -16,6 +16,7 @@ use lance::dataset::rowids::load_row_id_sequence;
 use lance::io::deletion::read_dataset_deletion_file;
 use lance_table::format::{DataFile, Fragment};
 use lance_table::rowids::RowIdSequence;
+use roaring::RoaringBitmap;
 
 use super::fields::Inputs;
 use crate::storage::row_set::RowSet;
@@ -168,8 +169,31 @@ async fn live_rows_of(dataset: &Dataset, fragments: &[&Fragment]) -> lance::Resu
         .await
 }
 
-/// The rows that came and those that went between two versions. Fragments that are
-/// the same in both cancel out unread, so this costs what changed.
+/// The rows of a fragment of both versions that came, and those that went: those that only one of them has deleted. Its
+/// other rows are not looked at.
+async fn turned(
+    before: (&Dataset, &Fragment),
+    after: (&Dataset, &Fragment),
+) -> lance::Result<(RowSet, RowSet)> {
+    let sequence = load_row_id_sequence(after.0, after.1).await?;
+    let was = deleted_offsets(before.0, before.1).await?;
+    let is = deleted_offsets(after.0, after.1).await?;
+    Ok((
+        select(&sequence, (&was - &is).iter()),
+        select(&sequence, (&is - &was).iter()),
+    ))
+}
+
+async fn deleted_offsets(dataset: &Dataset, fragment: &Fragment) -> lance::Result<RoaringBitmap> {
+    let Some(file) = &fragment.deletion_file else {
+        return Ok(RoaringBitmap::new());
+    };
+    let deleted = read_dataset_deletion_file(dataset, fragment.id, file).await?;
+    Ok(deleted.to_sorted_iter().collect())
+}
+
+/// The rows that came and those that went between two versions. Of fragments that both list, only the deletions are
+/// compared, so this costs what changed.
 pub(super) async fn came_and_went(
     before: &Dataset,
     after: &Dataset,
@@ -177,11 +201,14 @@ pub(super) async fn came_and_went(
     let mut old = by_id(before);
     let mut come = Vec::new();
     let mut gone = Vec::new();
+    let mut both = Vec::new();
     for fragment in after.iter_fragments() {
         match old.remove(&fragment.id) {
-            Some(same)
-                if same.deletion_file == fragment.deletion_file
-                    && same.row_id_meta == fragment.row_id_meta => {}
+            Some(same) if same.row_id_meta == fragment.row_id_meta => {
+                if same.deletion_file != fragment.deletion_file {
+                    both.push(turned((before, same), (after, fragment)));
+                }
+            }
             Some(other) => {
                 gone.push(other);
                 come.push(fragment);
@@ -190,20 +217,30 @@ pub(super) async fn came_and_went(
         }
     }
     gone.extend(old.into_values());
-    let (come, gone) = futures::try_join!(live_rows_of(after, &come), live_rows_of(before, &gone))?;
+    let both = futures::stream::iter(both).buffer_unordered(PARALLEL_READS);
+    let both = both.try_fold((RowSet::new(), RowSet::new()), |all, turned| async move {
+        Ok((all.0.union(&turned.0), all.1.union(&turned.1)))
+    });
+    let (come, gone, both) = futures::try_join!(
+        live_rows_of(after, &come),
+        live_rows_of(before, &gone),
+        both
+    )?;
+    let (come, gone) = (come.union(&both.0), gone.union(&both.1));
     let went = gone.clone().difference(&come);
     Ok((come.difference(&gone), went))
 }
 
 /// Those of `candidates` that are live. Fragments whose ids lie elsewhere are passed
-/// over, and the search ends when all candidates were met.
+/// over, and the search ends when all candidates were met: the newest fragments, to
+/// which updates move rows, come first.
 pub(super) async fn live_among(dataset: &Dataset, candidates: &RowSet) -> lance::Result<RowSet> {
     let mut live = RowSet::new();
     let (Some(first), Some(last)) = (candidates.min(), candidates.max()) else {
         return Ok(live);
     };
     let mut reads = Vec::new();
-    for fragment in dataset.iter_fragments() {
+    for fragment in dataset.fragments().iter().rev() {
         reads.push(async move {
             let sequence = load_row_id_sequence(dataset, fragment).await?;
             match sequence.row_id_range() {

@@ -94,13 +94,14 @@ impl StoredRows {
     /// Adds rows: all stored columns, then `_rowid` and `_rowaddr`.
     pub(super) async fn extend(&mut self, mut rows: SendableRecordBatchStream) -> Result<()> {
         let width = self.layout.stored.fields().len();
+        let mut others = vec![self.others.clone()];
+        let mut before = self.others.num_rows();
         while let Some(batch) = rows.next().await {
             let batch = batch?;
             let ids = batch.column(width).as_primitive::<UInt64Type>();
             let addresses = batch.column(width + 1).as_primitive::<UInt64Type>();
             let digests = self.digests(&batch)?;
             let keys = self.keys.encode(&self.key_of(&batch))?;
-            let before = self.others.num_rows();
             for (row, key) in keys.iter().enumerate() {
                 let stored = StoredRow {
                     id: ids.value(row),
@@ -111,13 +112,17 @@ impl StoredRows {
                 };
                 self.rows.insert(key.as_ref().into(), stored);
             }
-            if self.layout.width < width {
-                let others: Vec<usize> = (self.layout.width..width).collect();
-                let others = batch.project(&others)?;
-                self.others = concat_batches(&self.others.schema(), [&self.others, &others])?;
-            }
+            before += batch.num_rows();
+            let columns: Vec<usize> = (self.layout.width..width).collect();
+            others.push(batch.project(&columns)?);
         }
+        self.others = concat_batches(&self.others.schema(), &others)?;
         Ok(())
+    }
+
+    /// How many there are that were not met yet.
+    pub(super) fn len(&self) -> usize {
+        self.rows.len()
     }
 
     fn key_of(&self, batch: &RecordBatch) -> Vec<ArrayRef> {

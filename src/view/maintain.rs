@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use datafusion::common::Column;
 use datafusion::datasource::provider_as_source;
 use datafusion::execution::{SendableRecordBatchStream, SessionState};
-use datafusion::logical_expr::{Expr, Filter, LogicalPlan, LogicalPlanBuilder, cast, lit};
+use datafusion::logical_expr::{Expr, LogicalPlanBuilder, cast, lit};
 use datafusion::sql::TableReference;
 use lance::Dataset;
 use tokio::task::JoinSet;
@@ -30,7 +30,6 @@ use crate::job::environment::Environment;
 use crate::storage::RowSet;
 use crate::storage::change::{Change, commit_change, discard_change, write_change};
 use crate::storage::properties::JOB;
-use crate::storage::scan::RowFilter;
 use crate::{Error, ErrorKind, Result};
 
 /// How often it is counted how far a refresh is.
@@ -241,7 +240,7 @@ async fn changed_rows(
         width,
         keys: keys.collect(),
     };
-    let stored = scan_stored(view, RowFilter::All)?.build()?;
+    let stored = scan_stored(view)?.build()?;
     let pass = Pass::new(session, versions, stored);
     let mut stored = StoredRows::new(layout.clone())?;
     let by_row = match (&query.root, mode) {
@@ -253,7 +252,7 @@ async fn changed_rows(
         (Some(root), _) => {
             let before = match &by_row {
                 Some(condition) => {
-                    let scan = scan_stored(view, RowFilter::All)?;
+                    let scan = scan_stored(view)?;
                     Some(scan.filter(condition.clone())?.build()?)
                 }
                 None => None,
@@ -284,8 +283,8 @@ async fn changed_rows(
             read_touched(&pass, view, root, by_row, &mut stored).await?
         }
         (Some(_), _) if concurrently => {
-            let all = stored_rows(&pass, view, RowFilter::All).await?;
-            stored.extend(all).await?;
+            let all = scan_stored(view)?.build()?;
+            stored.extend(pass.execute(&all).await?).await?;
         }
         _ => {}
     }
@@ -312,14 +311,9 @@ async fn read_touched(
         return Ok(());
     };
     let began = Instant::now();
-    let ids = stored_ids(pass, view, condition).await?;
-    if ids.is_empty() {
-        return Ok(());
-    }
-    log::debug!("{} stored rows found in {:?}", ids.len(), began.elapsed());
-    let rows = stored_rows(pass, view, RowFilter::Only(Arc::new(ids))).await?;
-    stored.extend(rows).await?;
-    log::debug!("and read, all in {:?}", began.elapsed());
+    let rows = scan_stored(view)?.filter(condition)?;
+    stored.extend(pass.execute(&rows.build()?).await?).await?;
+    log::debug!("{} stored rows read in {:?}", stored.len(), began.elapsed());
     Ok(())
 }
 
@@ -345,33 +339,15 @@ fn by_row_condition(pass: &Pass, view: &Table, root: &Node) -> Option<Expr> {
     by_source.reduce(Expr::or)
 }
 
-fn scan_stored(view: &Table, rows: RowFilter) -> Result<LogicalPlanBuilder> {
-    let provider = LanceTable::new(&view.name, Arc::clone(&view.dataset), true)
-        .with_hidden()
-        .with_rows(rows);
+/// The stored rows: all columns, `_rowid` and `_rowaddr`.
+fn scan_stored(view: &Table) -> Result<LogicalPlanBuilder> {
+    let provider = LanceTable::new(&view.name, Arc::clone(&view.dataset), true).with_hidden();
     let source = provider_as_source(Arc::new(provider));
     Ok(LogicalPlanBuilder::scan(
         table_reference(view),
         source,
         None,
     )?)
-}
-
-/// Ids of the stored rows for which `condition` is true.
-async fn stored_ids(pass: &Pass, view: &Table, condition: Expr) -> Result<RowSet> {
-    let scan = scan_stored(view, RowFilter::All)?.build()?;
-    let plan = LogicalPlan::Filter(Filter::try_new(condition, Arc::new(scan))?);
-    let id = Expr::Column(Column::new(Some(table_reference(view)), "_rowid"));
-    RowSet::collect(pass.execute(&project(plan, vec![id])?).await?).await
-}
-
-/// Stored rows: all columns, `_rowid` and `_rowaddr`.
-async fn stored_rows(
-    pass: &Pass,
-    view: &Table,
-    rows: RowFilter,
-) -> Result<SendableRecordBatchStream> {
-    pass.execute(&scan_stored(view, rows)?.build()?).await
 }
 
 fn table_reference(view: &Table) -> TableReference {

@@ -9,7 +9,6 @@
 //! A table that stands in a query twice is two sources, each with its own columns. What a query reads of one of its
 //! [stages](super::stage) is a source, too.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -23,7 +22,7 @@ use lance::Dataset;
 use super::cost::{Cost, Known};
 use super::operator::{Node, Operator, Origins};
 use super::pass::Pass;
-use super::relation::{Restriction, Side, columns, project};
+use super::relation::{Side, columns, project};
 use crate::database::LanceTable;
 use crate::storage::RowSet;
 use crate::storage::scan::RowFilter;
@@ -96,10 +95,6 @@ pub(super) struct Scan {
     pub(super) is_reread: bool,
 }
 
-/// Of how many rows one is looked for, at least, where other columns than those that it is found by are read for
-/// the found ones alone.
-const LATE: u64 = 5;
-
 #[async_trait]
 impl Operator for Scan {
     fn class(&self) -> &'static str {
@@ -132,36 +127,6 @@ impl Operator for Scan {
         self.is_reread
     }
 
-    /// Looks for the rows in the columns of the key alone, and reads the others only of these.
-    async fn restricted(
-        &self,
-        node: &Node,
-        pass: &Pass,
-        restriction: &Restriction,
-    ) -> Result<Option<LogicalPlan>> {
-        let looked_at = (restriction.key.iter().chain(&self.filters)).flat_map(Expr::column_refs);
-        let looked_at: HashSet<&str> = looked_at.map(|column| column.name()).collect();
-        let has_others =
-            (self.schema.fields().iter()).any(|field| !looked_at.contains(field.name().as_str()));
-        let versions = self.versions(pass)?;
-        if has_others {
-            // It is cheaper to find too many rows than to skip some of them.
-            let rows = self.rows(&versions.new, RowFilter::All, true)?;
-            let found = project(restriction.filter(rows)?, vec![self.row_id()])?;
-            let found = RowSet::collect(pass.execute(&found).await?).await?;
-            let found = found.difference(&versions.added);
-            if found.is_empty() {
-                return Ok(None);
-            }
-            if found.len().saturating_mul(LATE) <= versions.rows() {
-                let rows = RowFilter::Only(Arc::new(found));
-                let rows = self.rows(&versions.new, rows, false)?;
-                return self.shown(node, rows).map(Some);
-            }
-        }
-        node.filtered(pass, restriction).await
-    }
-
     async fn relation(&self, node: &Node, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>> {
         let versions = self.versions(pass)?;
         let rows = match side {
@@ -181,7 +146,7 @@ impl Operator for Scan {
                 return Err(Error::internal("a full refresh has no old versions"));
             }
         };
-        self.shown(node, self.rows(dataset, rows, true)?).map(Some)
+        self.shown(node, self.rows(dataset, rows)?).map(Some)
     }
 }
 
@@ -195,18 +160,13 @@ impl Scan {
         col(Column::new(Some(self.name.clone()), "_rowid"))
     }
 
-    /// Rows of a version, with all columns of the table.
-    fn rows(
-        &self,
-        dataset: &Arc<Dataset>,
-        rows: RowFilter,
-        is_filtered: bool,
-    ) -> Result<LogicalPlan> {
+    /// Rows of a version that meet the filters, with all columns of the table.
+    fn rows(&self, dataset: &Arc<Dataset>, rows: RowFilter) -> Result<LogicalPlan> {
         let provider =
             LanceTable::new(self.name.table(), Arc::clone(dataset), true).with_rows(rows);
         let provider = provider_as_source(Arc::new(provider));
         let plan = LogicalPlanBuilder::scan(self.name.clone(), provider, None)?;
-        let plan = match conjunction(self.filters.clone()).filter(|_| is_filtered) {
+        let plan = match conjunction(self.filters.clone()) {
             Some(filter) => plan.filter(filter)?,
             None => plan,
         };
