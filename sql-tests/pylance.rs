@@ -16,7 +16,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         runtime
             .block_on(async {
                 reads_and_changes_our_tables().await?;
-                cleans_up_beside_our_pins_and_sees_our_tags().await
+                cleans_up_beside_our_pins_and_sees_our_tags().await?;
+                reads_and_changes_our_views().await
             })
             .map_err(|error| Failed::from(error.to_string()))
     })]
@@ -195,5 +196,72 @@ async fn cleans_up_beside_our_pins_and_sees_our_tags() -> Outcome<()> {
         .await?;
     scene.refresh("a restore to their tag", 99).await?;
     scene.pylance("ds.validate()")?;
+    Ok(())
+}
+
+async fn reads_and_changes_our_views() -> Outcome<()> {
+    let folder = tempfile::tempdir()?;
+    let scene = Scene::new(folder.path()).await?;
+    let query = "SELECT id, x * y AS size FROM boxes WHERE id > 10";
+    scene
+        .sql(&format!("CREATE MATERIALIZED VIEW sizes AS {query}"))
+        .await?;
+    let view = |script: &str| {
+        scene.pylance(&format!(
+            "import datetime, json\nview = lance.dataset(ds.uri.replace('boxes', 'sizes'))\n{script}"
+        ))
+    };
+    let refreshed = async |after: &str, expected: &str| -> Outcome<()> {
+        let frame = scene
+            .headwater
+            .sql("REFRESH MATERIALIZED VIEW sizes")
+            .await?;
+        let done = frame.collect().await?;
+        let texts = ["mode", "reason"].map(|name| {
+            let column = done[0].column_by_name(name);
+            column.map_or("", |column| column.as_string::<i32>().value(0))
+        });
+        if texts.join(" ").trim() != expected {
+            return Err(format!("after {after}: {texts:?}, not {expected}").into());
+        }
+        let wrong = format!(
+            "SELECT count(*) FROM sizes FULL JOIN ({query}) AS wanted ON sizes.id = wanted.id \
+             WHERE sizes.size IS DISTINCT FROM wanted.size"
+        );
+        let batches = scene.headwater.sql(&wrong).await?.collect().await?;
+        match batches[0].column(0).as_primitive::<Int64Type>().value(0) {
+            0 => Ok(()),
+            wrong => Err(format!("after {after}: {wrong} rows are wrong").into()),
+        }
+    };
+
+    let read = view(
+        "print(json.loads(view.schema.metadata[b'mv.definition'])['query'], sum(view.to_table()['size'].to_pylist()))",
+    )?;
+    if read.trim() != format!("{query} 9990") {
+        return Err(format!("pylance read {read} of our view").into());
+    }
+
+    scene.pylance("ds.update({'x': 'x + 1'}, where='id <= 20')")?;
+    scene.pylance("ds.delete('id = 30')")?;
+    refreshed("changes of a source", "incremental").await?;
+
+    scene.pylance("ds.optimize.compact_files()")?;
+    view("view.optimize.compact_files()")?;
+    refreshed("compactions", "none").await?;
+    scene.pylance("ds.update({'x': 'x + 1'}, where='id <= 20')")?;
+    refreshed("compactions and a change", "incremental").await?;
+
+    view("view.create_scalar_index('size', 'BTREE')")?;
+    scene.pylance("ds.update({'x': 'x + 1'}, where='id <= 20')")?;
+    refreshed("an index on the view", "incremental").await?;
+
+    view("view.cleanup_old_versions(datetime.timedelta(0))")?;
+    scene.pylance("ds.delete('id = 31')")?;
+    refreshed("a clean-up of the view", "incremental").await?;
+
+    view("view.delete('id = 40')")?;
+    refreshed("a delete from the view", "full TARGET_MODIFIED").await?;
+    view("view.validate()")?;
     Ok(())
 }

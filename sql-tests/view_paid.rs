@@ -4,6 +4,9 @@
 use std::process::Command;
 use std::time::Duration;
 
+use datafusion::arrow::array::AsArray;
+use datafusion::arrow::compute::cast;
+use datafusion::arrow::datatypes::DataType;
 use libtest_mimic::Trial;
 
 use crate::harness::scene::{Outcome, Scene, block_on};
@@ -34,6 +37,9 @@ pub(crate) fn trials() -> Vec<Trial> {
         }),
         Trial::test("view_paid/calls_below_a_group_go_on", || {
             block_on(calls_below_a_group_go_on())
+        }),
+        Trial::test("view_paid/explain_says_what_calls_took", || {
+            block_on(explain_says_what_calls_took())
         }),
         Trial::test("view_paid/another_definition_takes_nothing", || {
             block_on(another_definition_takes_nothing())
@@ -246,4 +252,66 @@ async fn another_definition_takes_nothing() -> Outcome<()> {
     scene.run("REFRESH MATERIALIZED VIEW v").await?;
     check_calls(&scene, before + ROWS, 0)?;
     check(&scene).await
+}
+
+/// EXPLAIN of a refresh knows what calls took in earlier jobs, of views and of columns.
+async fn explain_says_what_calls_took() -> Outcome<()> {
+    let scene = Scene::new(&[
+        "CREATE TABLE t AS SELECT value AS id, value AS x FROM generate_series(1, 100)",
+        "CREATE MATERIALIZED VIEW v AS SELECT id, sleep_ms(x, 3) AS y FROM t WITH NO DATA",
+    ])
+    .await?;
+    let explain = async |item: &str| -> Outcome<Vec<String>> {
+        let mut found = Vec::new();
+        for batch in scene.run("EXPLAIN REFRESH MATERIALIZED VIEW v").await? {
+            let texts = batch
+                .columns()
+                .iter()
+                .map(|column| cast(column, &DataType::Utf8));
+            let texts = texts.collect::<Result<Vec<_>, _>>()?;
+            let rows = texts[0]
+                .as_string::<i32>()
+                .iter()
+                .zip(texts[1].as_string::<i32>());
+            let values = rows.filter(|(name, _)| *name == Some(item));
+            found.extend(values.filter_map(|(_, value)| Some(value?.to_string())));
+        }
+        Ok(found)
+    };
+    let before = explain("function").await?;
+    if before != ["sleep_ms: no job has measured its calls yet"] {
+        return Err(format!("{before:?}").into());
+    }
+    for (refresh, calls) in [
+        ("REFRESH MATERIALIZED VIEW v", 100),
+        ("ALTER TABLE t ADD COLUMN z AS (sleep_ms(x + 1, 3))", 0),
+        ("REFRESH COLUMN z ON t WHERE id <= 40", 40),
+    ] {
+        scene.run(refresh).await?;
+        if calls == 0 {
+            continue;
+        }
+        let said = explain("function").await?.concat();
+        let seconds = said
+            .strip_prefix("sleep_ms: ")
+            .and_then(|said| said.split(' ').next()?.parse::<f64>().ok());
+        let is_right = seconds.is_some_and(|seconds| (0.003..0.1).contains(&seconds));
+        if !is_right || !said.contains(&format!("from {calls} calls of job 2")) {
+            return Err(said.into());
+        }
+    }
+    scene.run("UPDATE t SET x = x + 1 WHERE id <= 10").await?;
+    let costs = [
+        explain("cost of changes").await?,
+        explain("cost of all").await?,
+    ]
+    .concat();
+    let costs: Vec<f64> = costs.iter().filter_map(|cost| cost.parse().ok()).collect();
+    match costs[..] {
+        // 10 and 100 calls of 3 milliseconds, in units of 50 nanoseconds.
+        [changes, all] if changes > 500_000.0 && all > 9.0 * changes && all < 11.0 * changes => {
+            Ok(())
+        }
+        _ => Err(format!("{costs:?}").into()),
+    }
 }

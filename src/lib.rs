@@ -45,6 +45,7 @@ pub mod database;
 pub mod delta;
 pub mod engine;
 mod error;
+pub mod function;
 pub mod job;
 pub mod serve;
 pub mod session;

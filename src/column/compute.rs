@@ -31,6 +31,7 @@ use lance::Dataset;
 use super::assess::Rows;
 use super::staged::FragmentValues;
 use super::work::{Checkpointer, Work};
+use crate::function::metered;
 use crate::job::counters::{Count, Phase};
 use crate::job::record::RowError;
 use crate::storage::RowSet;
@@ -71,6 +72,18 @@ pub struct ColumnComputeExec {
 }
 
 impl ColumnComputeExec {
+    /// The columns, which count for `work` what their calls of users' functions take.
+    fn metered(&self, work: &Work) -> DataFusionResult<Arc<[ColumnValue]>> {
+        let columns = self.columns.iter().map(|column| {
+            let expression = Arc::clone(&column.expression);
+            Ok(ColumnValue {
+                expression: metered(expression, work.counters.meter())?,
+                ..column.clone()
+            })
+        });
+        columns.collect()
+    }
+
     /// Computes `columns` of `table` from the batches of `input`, for a job if it is run.
     pub fn new(
         input: Arc<dyn ExecutionPlan>,
@@ -172,12 +185,16 @@ impl ExecutionPlan for ColumnComputeExec {
         context: Arc<TaskContext>,
     ) -> DataFusionResult<SendableRecordBatchStream> {
         let schema = self.schema();
+        let columns = match &self.work {
+            Some(work) => self.metered(work)?,
+            None => Arc::clone(&self.columns),
+        };
         let unit = Unit {
             input: self.input.execute(partition, context)?,
             computer: Computer {
                 table: self.table.clone(),
                 dataset: Arc::clone(&self.dataset),
-                columns: Arc::clone(&self.columns),
+                columns,
                 schema: Arc::clone(&schema),
             },
             metrics: BaselineMetrics::new(&self.metrics, partition),

@@ -10,6 +10,7 @@ use datafusion::arrow::datatypes::Schema;
 use datafusion::config::ConfigOptions;
 use datafusion::execution::SessionState;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::view::Reading;
@@ -20,6 +21,9 @@ use crate::{Error, ErrorKind, Result};
 
 /// The key in the schema's metadata.
 pub const MATERIALIZED_VIEW: &str = "headwater.materialized_view";
+
+/// The key under which LanceDB looks for the definition of a materialized view.
+const LANCEDB_DEFINITION: &str = "mv.definition";
 
 /// Settings of a session that the result of a query depends on.
 const SETTINGS: [&str; 5] = [
@@ -51,6 +55,9 @@ pub struct ViewDefinition {
     /// Settings of the session that made it which its result depends on.
     #[serde(default)]
     pub settings: BTreeMap<String, String>,
+    /// How often the functions that it calls became others.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub upgrades: u64,
     /// Its options.
     #[serde(default)]
     pub options: serde_json::Value,
@@ -60,6 +67,10 @@ pub struct ViewDefinition {
     /// Why it was suspended, if nobody asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suspended_because: Option<String>,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl ViewDefinition {
@@ -100,11 +111,26 @@ impl ViewDefinition {
         }
     }
 
+    /// What the metadata of the schema says of it.
+    ///
+    /// LanceDB (0.41, `materialized_view.rs`) takes a table for a materialized view if it has a definition of whatever kind,
+    /// and refuses to write to it. It refreshes only what it has defined itself: a kind that it does not know is left alone.
+    pub fn metadata(&self) -> Result<[(String, String); 2]> {
+        let definition = json!({
+            "kind": "headwater",
+            "query": self.text,
+            "columns": self.columns,
+        });
+        Ok([
+            (MATERIALIZED_VIEW.to_string(), self.text()?),
+            (LANCEDB_DEFINITION.to_string(), definition.to_string()),
+        ])
+    }
+
     /// `schema` with this definition in its metadata.
     pub fn with_schema(&self, schema: &Schema) -> Result<Schema> {
-        let text = self.text()?;
         let mut metadata = schema.metadata.clone();
-        metadata.insert(MATERIALIZED_VIEW.to_string(), text);
+        metadata.extend(self.metadata()?);
         Ok(schema.clone().with_metadata(metadata))
     }
 
@@ -118,6 +144,9 @@ impl ViewDefinition {
         }
         for (name, value) in &self.settings {
             hash.update(format!("\0{name}\0{value}").as_bytes());
+        }
+        if self.upgrades > 0 {
+            hash.update(format!("\0upgrade {}", self.upgrades).as_bytes());
         }
         format!("{:x}", hash.finalize())
     }

@@ -1,9 +1,12 @@
 //! What a job has done so far, counted while it runs.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+
+use crate::function::Meter;
 
 /// The figures of a job at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
@@ -109,9 +112,15 @@ const PHASES: usize = Phase::Committing as usize + 1;
 pub struct Counters {
     counts: [AtomicU64; COUNTS],
     nanoseconds: [AtomicU64; PHASES],
+    meter: Arc<Meter>,
 }
 
 impl Counters {
+    /// What calls of users' functions take.
+    pub fn meter(&self) -> &Arc<Meter> {
+        &self.meter
+    }
+
     /// Adds to a count.
     pub fn add(&self, count: Count, more: u64) {
         self.counts[count as usize].fetch_add(more, Ordering::Relaxed);

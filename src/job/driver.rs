@@ -13,6 +13,7 @@ use super::ledger::{JobFiles, Ledger, last_state};
 use super::process::Process;
 use super::record::{Control, Ended, Event, Heartbeat, JobRecord, JobState};
 use super::signal::{Signal, Signaller, Stop};
+use crate::function;
 use crate::{Error, ErrorKind, Result};
 
 /// How often a driver looks whether it is told something.
@@ -279,6 +280,10 @@ impl Driver {
             message,
             state,
         };
+        let (database, meter) = (self.ledger.database(), self.counters.meter());
+        if let Err(error) = function::record(database, self.id(), meter).await {
+            log::warn!("job '{}': {error}", self.id());
+        }
         let figures = self.counters.figures();
         self.ledger
             .end(&self.record, &self.process, ending, figures)

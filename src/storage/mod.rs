@@ -6,6 +6,8 @@ pub mod change;
 pub mod column_file;
 mod commit;
 pub mod fragments;
+pub mod key_set;
+pub mod keys;
 mod open;
 mod patience;
 pub mod pin;

@@ -16,8 +16,8 @@ use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::{StreamExt, stream};
 
-use super::keys::RowEncoder;
 use crate::storage::change::{CHANGE, DELETE, INSERT, REPLACE};
+use crate::storage::keys::RowEncoder;
 use crate::{Error, Result};
 
 /// Rows of a batch of deletions.

@@ -13,7 +13,7 @@ use super::compare::{
     Between, Compared, Planned, Since, SourceChange, Sources, between, compare, compare_below,
     everything, source_state,
 };
-use super::cost::{self, Cost, Estimate, Known};
+use super::cost::{Cost, Estimate, Known};
 use super::failed::{self, FailedRows};
 use super::options::{RefreshMode, ViewOptions};
 use super::query::Query;
@@ -26,6 +26,7 @@ use crate::database::materialized_view::ViewDefinition;
 use crate::database::view::Reading;
 use crate::database::{Database, Table};
 use crate::delta::VersionStamp;
+use crate::function::{Measured, functions_called, measured};
 use crate::storage::scan::fragment_rows;
 use crate::{Error, Result};
 
@@ -61,9 +62,14 @@ pub(super) struct Assessment {
     pub(super) stages: Vec<(Option<Table>, Part)>,
     /// What changed in the tables that it reads: in those of its own, and behind them in those of its stages.
     pub(super) changes: Vec<SourceChange>,
-    /// What it costs, of each stage and of the view behind them; empty where there is no choice.
+    /// What it costs, of each stage and of the view behind them; empty where that is not known, or there is no choice.
     pub(super) estimates: Vec<Estimate>,
+    /// The functions of users that it calls.
+    pub(super) functions: Functions,
 }
+
+/// Functions of users, each with what its calls took in the last job that made any.
+pub(super) type Functions = BTreeMap<String, Option<Measured>>;
 
 impl Assessment {
     /// `none`, `incremental` or `full`.
@@ -298,10 +304,19 @@ pub(super) async fn assess(
             _ => format!("REFRESH MATERIALIZED VIEW {} FULL", view.name),
         }));
     }
-    let is_chosen = mode == "incremental" && scope == Scope::Auto;
+    let mut functions = Functions::new();
+    for name in functions_called(&query.plan)? {
+        let measured = measured(database, &name).await?;
+        functions.insert(name, measured);
+    }
+    // Calls that are paid for are not made again because that is quicker.
+    let is_chosen = mode == "incremental" && scope == Scope::Auto && functions.is_empty();
     let estimates = match (mode, &compared) {
         ("incremental", Compared::Changes(of_view, _)) => {
-            estimate(view, &query, of_view, &tables, &planned, &stages).await?
+            estimate(
+                view, &query, &functions, of_view, &tables, &planned, &stages,
+            )
+            .await?
         }
         _ => Vec::new(),
     };
@@ -378,13 +393,15 @@ pub(super) async fn assess(
         stages: parts,
         changes,
         estimates,
+        functions,
     })
 }
 
-/// What it costs to refresh each stage, and behind them the view; empty where that is no matter of choice.
+/// What it costs to refresh each stage, and behind them the view; empty where that is not known.
 async fn estimate(
     view: &Table,
     query: &Query,
+    functions: &Functions,
     of_view: &[Since],
     tables: &[Option<Table>],
     planned: &Sources,
@@ -393,12 +410,14 @@ async fn estimate(
     let Some(root) = &query.root else {
         return Ok(Vec::new());
     };
-    let plans = query.stages.iter().map(|stage| &stage.query.plan);
-    for plan in plans.chain([&query.plan]) {
-        if cost::has_calls(plan)? {
+    let mut seconds = BTreeMap::new();
+    for function in functions {
+        let Some(measured) = &function.1 else {
             return Ok(Vec::new());
-        }
+        };
+        seconds.insert(function.0.clone(), measured.seconds_per_call());
     }
+    let seconds = &seconds;
     let mut estimates: Vec<Estimate> = Vec::with_capacity(stages.len() + 1);
     let mut rows_of_stages: Vec<f64> = Vec::with_capacity(stages.len());
     let cost_of = |planned: &[Planned], since: &[Since], stages: &[f64], made: &[Estimate]| {
@@ -437,12 +456,26 @@ async fn estimate(
         let stored = table.dataset.count_rows(None).await? as f64;
         let sources = cost_of(planned, since, &rows_of_stages, &estimates);
         let sources = &sources;
-        estimates.push(Estimate::of(root, &Known { sources, stored }));
+        estimates.push(Estimate::of(
+            root,
+            &Known {
+                sources,
+                stored,
+                seconds,
+            },
+        ));
         rows_of_stages.push(stored);
     }
     let stored = view.dataset.count_rows(None).await? as f64;
     let sources = &cost_of(&planned.own, of_view, &rows_of_stages, &estimates);
-    estimates.push(Estimate::of(root, &Known { sources, stored }));
+    estimates.push(Estimate::of(
+        root,
+        &Known {
+            sources,
+            stored,
+            seconds,
+        },
+    ));
     Ok(estimates)
 }
 

@@ -15,7 +15,6 @@ use datafusion::arrow::compute::{concat, interleave};
 use datafusion::arrow::datatypes::{DataType, UInt64Type};
 use serde::{Deserialize, Serialize};
 
-use super::keys::RowEncoder;
 use super::paid::{PaidColumn, changed_since};
 use super::source::SourceVersions;
 use super::state::SourceState;
@@ -25,6 +24,7 @@ use crate::delta::VersionStamp;
 use crate::job::counters::{Count, Counters, Phase};
 use crate::job::staged::{discard_all, from_ipc, new_name, records, write_file, write_record};
 use crate::storage::RowSet;
+use crate::storage::keys::RowEncoder;
 use crate::{Error, ErrorKind, Result};
 
 /// How long an evaluation takes at most, as `column::work::Pace` sees to it.

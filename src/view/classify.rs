@@ -22,7 +22,6 @@ use super::group::Group;
 use super::join::InnerJoin;
 use super::matching::MatchingJoin;
 use super::operator::Node;
-use super::paid::is_paid;
 use super::relation::{KeyColumn, key_columns};
 use super::row::{ByRow, RowStep};
 use super::signed::{SignedGroup, states};
@@ -34,6 +33,7 @@ use super::window::Windows;
 use crate::Error;
 use crate::database::LanceTable;
 use crate::database::expression::stored_type;
+use crate::function::has_call;
 
 /// A query as operators.
 #[derive(Debug)]
@@ -513,7 +513,7 @@ pub(super) fn stage_columns(schema: &DFSchema) -> Vec<String> {
 fn is_stage(plan: &LogicalPlan) -> bool {
     let is_dear = match plan {
         LogicalPlan::Aggregate(_) => true,
-        LogicalPlan::Projection(projection) => projection.expr.iter().any(is_paid),
+        LogicalPlan::Projection(projection) => projection.expr.iter().any(has_call),
         _ => false,
     };
     is_dear && reads_tables(plan)

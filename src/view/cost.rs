@@ -3,13 +3,15 @@
 //! The unit is a row that is read in order, some 50 nanoseconds. All else is measured in it (release build, local
 //! files, two cores), and the estimate is good to a factor of two: enough to tell a tenth of a table from most of it.
 
-use datafusion::common::tree_node::TreeNode;
-use datafusion::logical_expr::LogicalPlan;
+use std::collections::BTreeMap;
+
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::logical_expr::Expr;
 
 use super::operator::Node;
-use super::paid::is_paid;
-use crate::Result;
 
+/// Seconds of the unit.
+const UNIT_SECONDS: f64 = 50e-9;
 /// A row that is read by its id, when those beside it are not.
 const SCATTERED: f64 = 15.0;
 /// All rows of a table, if they are read by their ids.
@@ -93,6 +95,23 @@ pub(super) struct Known<'a> {
     pub(super) sources: &'a [Cost],
     /// How many rows are stored.
     pub(super) stored: f64,
+    /// Seconds of a call of each function of users.
+    pub(super) seconds: &'a BTreeMap<String, f64>,
+}
+
+impl Known<'_> {
+    /// What the calls of users' functions in an expression cost for one row.
+    pub(super) fn calls(&self, expression: &Expr) -> f64 {
+        let mut seconds = 0.0;
+        // Looking never fails.
+        let _ = expression.apply(|part| {
+            if let Expr::ScalarFunction(call) = part {
+                seconds += self.seconds.get(call.func.name()).copied().unwrap_or(0.0);
+            }
+            Ok(TreeNodeRecursion::Continue)
+        });
+        seconds / UNIT_SECONDS
+    }
 }
 
 /// What a refresh of a view or a stage costs.
@@ -125,9 +144,4 @@ impl Estimate {
     pub(super) fn is_too_large(&self) -> bool {
         self.full >= SMALL && self.incremental > self.full * MARGIN
     }
-}
-
-/// Whether a query calls functions of users: to call them again costs more than any estimate here.
-pub(super) fn has_calls(plan: &LogicalPlan) -> Result<bool> {
-    Ok(plan.exists(|node| Ok(node.expressions().iter().any(is_paid)))?)
 }

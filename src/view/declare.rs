@@ -14,6 +14,7 @@ use crate::Result;
 use crate::database::Database;
 use crate::database::materialized_view::ViewDefinition;
 use crate::database::view::Reading;
+use crate::function::functions_called;
 
 /// How the query of a view is maintained.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub struct Maintenance {
     pub obstacle: String,
     /// Tables and the columns that it reads of them, in the order of the query.
     pub sources: Vec<(String, Vec<String>)>,
+    /// Functions of users that it calls.
+    pub functions: BTreeSet<String>,
 }
 
 /// Plans the query of a definition.
@@ -54,6 +57,7 @@ pub async fn maintenance(state: &SessionState, definition: &ViewDefinition) -> R
         sources: sources
             .map(|source| (source.table.clone(), source.columns.clone()))
             .collect(),
+        functions: functions_called(&query.plan)?,
         obstacle: query.obstacle,
     })
 }

@@ -27,6 +27,7 @@ pub async fn explain(
         changes,
         estimates,
         stages,
+        functions,
     } = &assessment;
     let mut lines = vec![
         ("materialized view", view.name.clone()),
@@ -54,6 +55,18 @@ pub async fn explain(
     if mode != "full" {
         lines.extend(in_full.map(|(_, stage)| ("stage in full", explained(&stage.reason))));
     }
+    lines.extend(functions.iter().map(|(name, measured)| {
+        let said = match measured {
+            Some(found) => format!(
+                "{name}: {} seconds a call, from {} calls of job {}",
+                rounded(found.seconds_per_call()),
+                found.calls,
+                found.job
+            ),
+            None => format!("{name}: no job has measured its calls yet"),
+        };
+        ("function", said)
+    }));
     if !estimates.is_empty() {
         let sum = |cost: fn(&Estimate) -> f64| estimates.iter().map(cost).sum::<f64>().round();
         lines.push(("cost of changes", sum(|part| part.incremental).to_string()));
@@ -76,4 +89,30 @@ pub async fn explain(
         lines.push(("rows", rows));
     }
     Ok(lines)
+}
+
+/// Two digits that count.
+fn rounded(seconds: f64) -> String {
+    let digits = -seconds.abs().max(1e-9).log10().floor() + 1.0;
+    format!("{seconds:.*}", digits.max(0.0) as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_have_two_digits_that_count() {
+        let shown = [0.0, 1.26e-7, 0.00123, 0.996, 1.25, 12.3, 345.0].map(rounded);
+        let expected = [
+            "0.0000000000",
+            "0.00000013",
+            "0.0012",
+            "1.00",
+            "1.2",
+            "12",
+            "345",
+        ];
+        assert_eq!(shown, expected);
+    }
 }

@@ -9,8 +9,8 @@ use datafusion::common::{Column, Result};
 use datafusion::logical_expr::utils::{conjunction, split_conjunction_owned};
 use datafusion::logical_expr::{Aggregate, Expr, Filter, LogicalPlan, Projection};
 
-use super::paid::is_paid_call;
 use super::relation::{columns, project};
+use crate::function::is_call;
 
 /// What the names of results begin with.
 const PREFIX: &str = "__call_";
@@ -35,7 +35,7 @@ impl Calls {
     /// Those in `expr` that are in no other.
     fn add(&mut self, expr: &Expr, number: &mut usize) -> Result<()> {
         expr.apply(|part| {
-            if !is_paid_call(part) {
+            if !is_call(part) {
                 return Ok(TreeNodeRecursion::Continue);
             }
             if !self.0.iter().any(|(call, _)| call == part) {

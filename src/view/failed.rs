@@ -17,10 +17,9 @@ use datafusion::execution::SessionState;
 use datafusion::logical_expr::LogicalPlan;
 use serde::{Deserialize, Serialize};
 
-use super::assess::{Assessment, Part, check_columns, digest};
+use super::assess::{Assessment, Functions, Part, check_columns, digest};
 use super::compare::SourceChange;
-use super::keys::RowEncoder;
-use super::paid::{PaidColumn, is_paid, paid_columns};
+use super::paid::{PaidColumn, paid_columns};
 use super::query::Query;
 use super::reason::{DEFINITION_CHANGED, FIRST_REFRESH, STATE_LOST, TARGET_MODIFIED};
 use super::source::SourceVersions;
@@ -29,8 +28,10 @@ use crate::database::materialized_view::ViewDefinition;
 use crate::database::view::Reading;
 use crate::database::{Database, Table};
 use crate::delta::VersionStamp;
+use crate::function::has_call;
 use crate::job::staged::{from_ipc, ipc};
 use crate::storage::RowSet;
+use crate::storage::keys::RowEncoder;
 use crate::{Error, ErrorKind, Result};
 
 /// Most bytes of keys in a state; more go to a file.
@@ -235,7 +236,7 @@ pub(super) fn check_skip(view: &str, query: &Query) -> Result<()> {
         is_top &= !matches!(node, LogicalPlan::Projection(_));
         if !is_skipped {
             node.apply_expressions(|expr| {
-                others += usize::from(is_paid(expr));
+                others += usize::from(has_call(expr));
                 Ok(TreeNodeRecursion::Continue)
             })?;
         }
@@ -346,5 +347,6 @@ pub(super) async fn assess(
         stages: Vec::new(),
         changes,
         estimates: Vec::new(),
+        functions: Functions::new(),
     })
 }

@@ -13,12 +13,12 @@ use async_trait::async_trait;
 use datafusion::logical_expr::{Aggregate, Expr, LogicalPlan, lit};
 
 use super::cost::{Cost, Known, TAKEN, touched};
-use super::key_set::KeySet;
-use super::keys::one_zero;
 use super::operator::{Node, Operator};
 use super::pass::Pass;
 use super::relation::{Restriction, Side, project};
 use crate::Result;
+use crate::storage::key_set::KeySet;
+use crate::storage::keys::one_zero;
 
 /// A grouping.
 #[derive(Debug)]

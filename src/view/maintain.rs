@@ -15,7 +15,6 @@ use tokio::task::JoinSet;
 use super::apply::{Layout, StoredRows, changes};
 use super::assess::Complete;
 use super::calls::{Calls, Held};
-use super::keys::{in_keys, in_rows};
 use super::operator::Node;
 use super::options::ViewOptions;
 use super::paid;
@@ -29,6 +28,7 @@ use crate::job::driver::Driver;
 use crate::job::environment::Environment;
 use crate::storage::RowSet;
 use crate::storage::change::{Change, commit_change, discard_change, write_change};
+use crate::storage::keys::{in_keys, in_rows};
 use crate::storage::properties::JOB;
 use crate::{Error, ErrorKind, Result};
 

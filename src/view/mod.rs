@@ -27,8 +27,6 @@ pub mod failed;
 pub mod failures;
 mod group;
 mod join;
-mod key_set;
-mod keys;
 pub mod lag;
 mod maintain;
 mod matching;

@@ -9,10 +9,10 @@ use datafusion::common::{Column, DFSchemaRef};
 use datafusion::logical_expr::{Expr, LogicalPlan};
 
 use super::cost::{Cost, Known};
-use super::key_set::KeySet;
 use super::pass::Pass;
 use super::relation::{KeyColumn, Restriction, Side, arrange, union};
 use crate::Result;
+use crate::storage::key_set::KeySet;
 
 /// An operator of a class: it says how its relations follow from those of its inputs.
 #[async_trait]

@@ -16,8 +16,8 @@ use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::parser::Parser;
 use serde::{Deserialize, Serialize};
 
-use super::keys::RowEncoder;
 use crate::database::materialized_view::ViewDefinition;
+use crate::storage::keys::RowEncoder;
 use crate::storage::write::TableLayout;
 use crate::{Error, ErrorKind, Result};
 

@@ -5,14 +5,13 @@
 //! there before, if what it reads of the sources is the same at both versions. What is called is computed by a node of
 //! its own ([`super::calls`]), which keeps results of a refresh that ends early.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::sync::{Arc, LazyLock, Mutex};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
 
 use datafusion::arrow::datatypes::{DataType, Field, Schema};
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{Column, DFSchema, JoinType, NullEquality};
 use datafusion::datasource::provider_as_source;
-use datafusion::execution::SessionStateDefaults;
 use datafusion::logical_expr::{
     Expr, ExprSchemable, Join, JoinConstraint, LogicalPlan, LogicalPlanBuilder, cast, lit,
 };
@@ -22,7 +21,6 @@ use super::assess::{Complete, Scope};
 use super::calls::{CallExec, CallLayout, CallTable, Calls, Value, key_name, value_name};
 use super::checkpoint::{Checkpoints, Staged};
 use super::failed::{self, FailedKeys};
-use super::keys::in_rows;
 use super::operator::Node;
 use super::pass::Pass;
 use super::progress::physical_plan;
@@ -32,40 +30,11 @@ use super::relation::{KeyColumn, Side, hidden_names, key_columns, project};
 use crate::column::work::Pace;
 use crate::database::Database;
 use crate::delta::{self, Delta, FieldIdentity, VersionStamp};
+use crate::function::has_call;
 use crate::job::driver::Driver;
 use crate::storage::RowSet;
+use crate::storage::keys::in_rows;
 use crate::{Error, Result};
-
-/// Functions that cost next to nothing.
-static BUILT_IN: LazyLock<HashSet<String>> = LazyLock::new(|| {
-    let functions = SessionStateDefaults::default_scalar_functions();
-    let names = functions.iter().flat_map(|function| {
-        let aliases = function.aliases().iter().cloned();
-        aliases.chain([function.name().to_string()])
-    });
-    let own = [
-        "blob_size",
-        "blob_read",
-        "in_keys",
-        "in_rows",
-        "one_zero",
-        "decimal_mean",
-    ];
-    names.chain(own.map(str::to_string)).collect()
-});
-
-/// Whether an expression calls a function of the user's own.
-pub(super) fn is_paid(expression: &Expr) -> bool {
-    // Looking never fails.
-    expression
-        .exists(|node| Ok(is_paid_call(node)))
-        .unwrap_or(false)
-}
-
-/// Whether an expression is a call of a function of the user's own.
-pub(super) fn is_paid_call(expression: &Expr) -> bool {
-    matches!(expression, Expr::ScalarFunction(call) if !BUILT_IN.contains(call.func.name()))
-}
 
 /// A column of the last projection that calls functions, row by row.
 #[derive(Debug, Clone)]
@@ -101,7 +70,7 @@ pub(super) fn paid_columns(root: &Node, query: &Query) -> Result<Vec<PaidColumn>
     let mut columns = Vec::new();
     for (place, value) in values.iter().enumerate() {
         // Without arguments of the row it is one call.
-        if !is_paid(value) || value.column_refs().is_empty() {
+        if !has_call(value) || value.column_refs().is_empty() {
             continue;
         }
         // If that can't be told: all that the query reads.

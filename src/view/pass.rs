@@ -13,10 +13,10 @@ use datafusion::physical_plan::execute_stream;
 use futures::StreamExt;
 use tokio::sync::{Mutex, OnceCell};
 
-use super::key_set::KeySet;
 use super::operator::Node;
 use super::relation::{KeyColumn, Restriction, Side, hidden_names, project};
 use super::source::SourceVersions;
+use crate::storage::key_set::KeySet;
 use crate::{Error, Result};
 
 /// What is found out once, by what it is of.

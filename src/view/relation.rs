@@ -11,8 +11,8 @@ use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{Column, DFSchema, Result};
 use datafusion::logical_expr::{Expr, Filter, LogicalPlan, Projection, Union};
 
-use super::key_set::KeySet;
-use super::keys::in_keys;
+use crate::storage::key_set::KeySet;
+use crate::storage::keys::in_keys;
 
 /// Which rows of an operator's output: old is at the versions that the view reflects, new at those that the refresh reads.
 ///

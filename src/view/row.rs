@@ -10,12 +10,13 @@ use datafusion::common::Column;
 use datafusion::logical_expr::{Expr, Filter, LogicalPlan, SubqueryAlias};
 use datafusion::sql::TableReference;
 
-use super::key_set::KeySet;
+use super::cost::{Cost, Known};
 use super::operator::{Node, Operator, Origins};
-use super::paid::is_paid;
 use super::pass::Pass;
 use super::relation::{Restriction, Side, columns, key_columns, project};
 use crate::Result;
+use crate::function::has_call;
+use crate::storage::key_set::KeySet;
 
 /// What is done with each row.
 #[derive(Debug)]
@@ -51,9 +52,24 @@ impl Operator for ByRow {
         true
     }
 
+    /// Half of what changed is removed: only the rest is computed.
+    fn cost(&self, inputs: &[Cost], known: &Known) -> Cost {
+        let cost = Cost::of_rows(inputs);
+        let calls: f64 = match &self.step {
+            RowStep::Project(values) => values.iter().map(|value| known.calls(value)).sum(),
+            RowStep::Filter(condition) => known.calls(condition),
+            RowStep::Alias(_) => 0.0,
+        };
+        Cost {
+            full: cost.full + cost.rows * calls,
+            incremental: cost.incremental + cost.changed / 2.0 * calls,
+            ..cost
+        }
+    }
+
     /// Calls that are paid for are made once.
     fn is_costly(&self) -> bool {
-        matches!(&self.step, RowStep::Project(values) if values.iter().any(is_paid))
+        matches!(&self.step, RowStep::Project(values) if values.iter().any(has_call))
     }
 
     fn projection(&self) -> Option<(&Node, &[Expr])> {
@@ -107,7 +123,7 @@ impl Operator for ByRow {
             }
             RowStep::Project(values) => restriction.over(|column| {
                 let value = values.iter().find(|value| is_named(value, column))?;
-                (!is_paid(value)).then(|| value.clone().unalias())
+                (!has_call(value)).then(|| value.clone().unalias())
             })?,
         };
         let rows = match below {

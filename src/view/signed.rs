@@ -27,11 +27,11 @@ use datafusion::logical_expr::{
 use futures::TryStreamExt;
 
 use super::cost::{Cost, Known, touched};
-use super::key_set::KeySet;
-use super::keys::{in_keys, one_zero};
 use super::operator::{Node, Operator};
 use super::pass::{GroupDelta, Pass};
 use super::relation::{KeyColumn, Side, project, union};
+use crate::storage::key_set::KeySet;
+use crate::storage::keys::{in_keys, one_zero};
 use crate::{Error, Result};
 
 /// A grouping whose results can be taken back.

@@ -183,6 +183,9 @@ fn varied(ids: std::ops::Range<i64>) -> RecordBatch {
 
 /// Filters over [`varied`]: what they are, and whether the scan must take them.
 const PUSHED: &[&str] = &[
+    "i32 % 7 = 0",
+    "i64 / 3 > 50",
+    "u64 % 5 = 1",
     "flag",
     "NOT flag",
     "flag IS NOT TRUE",
@@ -310,7 +313,8 @@ const KEPT: &[&str] = &[
     "f64 IN (0, 1.5)",
     "f64 = 'NaN'::double",
     "1000 / (u8 + 1) > 7",
-    "i32 % 7 = 0",
+    "i64 / -3 > 5",
+    "f64 / 2.0 > 1.0",
     "TRY_CAST(i64 AS INT) IS NULL",
     "dict = 'red'",
     "dict IN ('red', 'blue')",

@@ -165,6 +165,7 @@ impl Executor {
             reads: objects_read(&self.context, &create.query)?,
             source_columns: BTreeMap::new(),
             settings: settings_of(&self.context.state()),
+            upgrades: 0,
             options,
             suspended: false,
             suspended_because: None,

@@ -8,7 +8,7 @@
 //! - Lance evaluates without the session: functions that read its settings (the
 //!   time zone, say) would see the defaults. It matches some functions by name.
 //! - An expression that fails on a row would fail below filters that leave this
-//!   row out, and as an error of the store.
+//!   row out, and as an error of the store. So divisions are by a constant.
 //! - Lance limits the depth of an expression.
 //! - Blobs and JSON are stored as something else than the scan shows.
 
@@ -22,6 +22,7 @@ use lance::arrow::ARROW_EXT_NAME_KEY;
 
 use super::row_field;
 use crate::storage::blob::is_descriptor;
+use crate::storage::keys::is_of_keys;
 
 /// Marks a field that is stored as a blob of the first kind.
 const BLOB: &str = "lance-encoding:blob";
@@ -66,8 +67,14 @@ fn type_of(expr: &Expr, schema: &Schema, depth: usize) -> Option<DataType> {
             known.then_some(DataType::Boolean)
         }
         Expr::BinaryExpr(BinaryExpr { left, op, right }) => {
-            let (left, right) = (inner(left)?, inner(right)?);
-            binary_type(left, *op, right)
+            let (of_left, of_right) = (inner(left)?, inner(right)?);
+            match op {
+                Operator::Divide | Operator::Modulo => {
+                    let is_safe = of_left.is_integer() && of_left == of_right && divides(right);
+                    is_safe.then_some(of_left)
+                }
+                _ => binary_type(of_left, *op, of_right),
+            }
         }
         Expr::Between(between) => {
             let t = inner(&between.expr)?;
@@ -181,12 +188,21 @@ fn binary_type(left: DataType, op: Operator, right: DataType) -> Option<DataType
         | Operator::GtEq
         | Operator::IsDistinctFrom
         | Operator::IsNotDistinctFrom => Some(DataType::Boolean),
-        // These wrap around; a division fails.
+        // These wrap around; for divisions see `divides`.
         Operator::Plus | Operator::Minus | Operator::Multiply => {
             (left.is_integer() || left.is_floating()).then_some(left)
         }
         _ => None,
     }
+}
+
+/// Whether every integer can be divided by this one: not by 0, and the least not by -1.
+fn divides(divisor: &Expr) -> bool {
+    let Expr::Literal(value, _) = divisor else {
+        return false;
+    };
+    let value = value.cast_to(&DataType::Int64);
+    matches!(value, Ok(ScalarValue::Int64(Some(value))) if value > 0)
 }
 
 /// Whether every value of `from` becomes one of `to`.
@@ -215,6 +231,9 @@ fn function_type(call: &ScalarFunction, schema: &Schema, depth: usize) -> Option
         .iter()
         .map(|arg| type_of(arg, schema, depth + 1))
         .collect::<Option<Vec<_>>>()?;
+    if is_of_keys(&call.func) {
+        return call.func.return_type(&args).ok();
+    }
     if !args.iter().all(is_text) {
         return None;
     }

@@ -26,6 +26,7 @@ use super::rows::{RowFilter, Selected, Selection, is_wide, row_addresses};
 use super::schema::row_field;
 use super::width::type_width;
 use crate::Result;
+use crate::storage::fragments::offsets_of;
 use crate::storage::open::storage_error;
 
 /// Of how many rows one is found, at least, where other columns are read for the found ones alone; if rows are wide, any that
@@ -141,10 +142,20 @@ fn parts(job: &Job) -> Vec<Range<usize>> {
 
 /// How many rows `job` has, and how they are best read.
 async fn find(job: &Job, bytes_read: Count) -> Result<(u64, Reading)> {
+    let description = &job.description;
+    // It is cheaper to find rows that are excepted, too, than to skip them.
+    let excepted = match &description.rows {
+        RowFilter::Except(ids) => Some(ids),
+        RowFilter::All | RowFilter::Only(_) => None,
+    };
     let finding = Job {
         description: Arc::new(ScanDescription {
             columns: vec![ROW_ADDR.to_string()],
-            ..job.description.as_ref().clone()
+            rows: match excepted {
+                Some(_) => RowFilter::All,
+                None => description.rows.clone(),
+            },
+            ..description.as_ref().clone()
         }),
         ..job.clone()
     };
@@ -157,6 +168,13 @@ async fn find(job: &Job, bytes_read: Count) -> Result<(u64, Reading)> {
         {
             let offsets = found.entry((run[0] >> 32) as u32).or_default();
             offsets.extend(run.iter().map(|address| *address as u32));
+        }
+    }
+    if let Some(ids) = excepted {
+        for (_, fragment) in job.fragments() {
+            if let Some(found) = found.get_mut(&(fragment.id as u32)) {
+                *found -= offsets_of(description.table(), &job.dataset, fragment, ids).await?;
+            }
         }
     }
     let rows: u64 = found.values().map(RoaringBitmap::len).sum();

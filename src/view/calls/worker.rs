@@ -18,13 +18,14 @@ use datafusion::physical_expr::PhysicalExpr;
 use futures::StreamExt;
 
 use super::{CallLayout, Calls, Value, value_name};
+use crate::function::metered;
 use crate::job::counters::Count;
 use crate::job::driver::stop_error;
 use crate::job::record::RowError;
 use crate::job::signal::{Signal, Stop};
+use crate::storage::keys::RowEncoder;
 use crate::view::checkpoint::{Place, Results, StagedReader};
 use crate::view::failed::OnError;
-use crate::view::keys::RowEncoder;
 use crate::view::relation::project;
 use crate::{Error, ErrorKind, Result};
 
@@ -303,9 +304,9 @@ impl Worker {
         while let LogicalPlan::Projection(layer) = node {
             let expressions = layer.expr.iter().map(|expression| {
                 let schema = layer.input.schema();
-                layout
-                    .state
-                    .create_physical_expr(expression.clone(), schema)
+                let state = &layout.state;
+                let expression = state.create_physical_expr(expression.clone(), schema)?;
+                metered(expression, self.calls.counters.meter())
             });
             let expressions = expressions.collect::<DataFusionResult<Vec<_>>>()?;
             let names = layer.schema.fields().iter().map(|f| f.name().clone());

@@ -1,6 +1,6 @@
 //! ALTER MATERIALIZED VIEW.
 //!
-//! Options, SUSPEND and a new query are changes of the definition. A query that gives the same columns is one commit
+//! Options, SUSPEND, UPGRADE FUNCTIONS and a new query are changes of the definition. A query that gives the same columns is one commit
 //! that changes nothing but the definition: the rows stay until the next refresh, which is full. One that gives others
 //! makes the table anew, without rows.
 
@@ -15,7 +15,7 @@ use datafusion::sql::sqlparser::ast;
 
 use super::check_mode;
 use crate::database::Table;
-use crate::database::materialized_view::{MATERIALIZED_VIEW, ViewDefinition, settings_of};
+use crate::database::materialized_view::{ViewDefinition, settings_of};
 use crate::sql::execute::Executor;
 use crate::sql::execute::create::{exists, objects_read};
 use crate::sql::execute::report::Done;
@@ -50,11 +50,6 @@ impl Executor {
         for action in alter.actions {
             match action {
                 AlterViewAction::RenameTo(to) => rename = Some(to),
-                AlterViewAction::UpgradeFunctions => {
-                    return Err(Error::not_available(
-                        "ALTER MATERIALIZED VIEW … UPGRADE FUNCTIONS",
-                    ));
-                }
                 other => changes.push(other),
             }
         }
@@ -79,7 +74,7 @@ impl Executor {
         let (table, before) = open_view(&self.database, name).await?;
         let mut definition = before.clone();
         let mut options = ViewOptions::of(&definition)?;
-        let mut query = None;
+        let (mut query, mut is_upgraded) = (None, false);
         for change in changes {
             match change {
                 AlterViewAction::Set(given) => options = options.with(given)?,
@@ -95,7 +90,8 @@ impl Executor {
                     failures::forget(&self.database, name).await?;
                 }
                 AlterViewAction::As(new) => query = Some(new),
-                AlterViewAction::RenameTo(_) | AlterViewAction::UpgradeFunctions => {
+                AlterViewAction::UpgradeFunctions => is_upgraded = true,
+                AlterViewAction::RenameTo(_) => {
                     return Err(Error::internal("this action is handled elsewhere"));
                 }
             }
@@ -104,6 +100,14 @@ impl Executor {
             .map_err(|error| Error::internal(format!("options can't be written: {error}")))?;
         if let Some(query) = query {
             self.take_query(name, &mut definition, query).await?;
+        }
+        if is_upgraded {
+            match self.planned(&definition).await?.functions.is_empty() {
+                true => self.notice(format!(
+                    "'{name}' calls no functions of users: there is nothing to upgrade"
+                )),
+                false => definition.upgrades += 1,
+            }
         }
         if definition == before {
             return Ok(());
@@ -129,8 +133,9 @@ impl Executor {
                 ));
             }
             None => {
-                let text = Some(definition.text()?);
-                let changes = MetadataChanges::from([(MATERIALIZED_VIEW.to_string(), text)]);
+                let metadata = definition.metadata()?.into_iter();
+                let changes: MetadataChanges =
+                    metadata.map(|(key, text)| (key, Some(text))).collect();
                 let none = Default::default();
                 change_metadata(name, &table.dataset, none, changes, Properties::new()).await?;
             }

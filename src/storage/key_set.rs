@@ -16,11 +16,11 @@ use datafusion::execution::SendableRecordBatchStream;
 use futures::StreamExt;
 
 use super::keys::RowEncoder;
-use crate::storage::RowSet;
+use super::row_set::RowSet;
 
 /// A set of keys.
 #[derive(Debug)]
-pub(super) struct KeySet {
+pub struct KeySet {
     keys: Keys,
 }
 
@@ -80,7 +80,7 @@ impl Bits {
 
 impl KeySet {
     /// A set for keys of these types; `None` if they can't be compared.
-    pub(super) fn new<'a>(types: impl IntoIterator<Item = &'a DataType>) -> Result<Option<Self>> {
+    pub fn new<'a>(types: impl IntoIterator<Item = &'a DataType>) -> Result<Option<Self>> {
         let types: Vec<&DataType> = types.into_iter().collect();
         if let [data_type] = types.as_slice()
             && is_integer(data_type)
@@ -104,7 +104,7 @@ impl KeySet {
     }
 
     /// The ids of `rows`.
-    pub(super) fn of_rows(rows: &RowSet) -> Self {
+    pub fn of_rows(rows: &RowSet) -> Self {
         Self {
             keys: Keys::Integers {
                 data_type: DataType::UInt64,
@@ -116,7 +116,7 @@ impl KeySet {
     }
 
     /// Adds the rows of `rows`, whose columns are those of the key.
-    pub(super) async fn extend(&mut self, mut rows: SendableRecordBatchStream) -> Result<()> {
+    pub async fn extend(&mut self, mut rows: SendableRecordBatchStream) -> Result<()> {
         while let Some(batch) = rows.next().await {
             let batch = batch?;
             self.insert(batch.columns())?;
@@ -125,7 +125,7 @@ impl KeySet {
     }
 
     /// Adds keys.
-    pub(super) fn insert(&mut self, columns: &[ArrayRef]) -> Result<()> {
+    pub fn insert(&mut self, columns: &[ArrayRef]) -> Result<()> {
         match &mut self.keys {
             Keys::Integers {
                 data_type,
@@ -160,7 +160,7 @@ impl KeySet {
     }
 
     /// How many keys.
-    pub(super) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         match &self.keys {
             Keys::Integers {
                 found, has_null, ..
@@ -170,12 +170,12 @@ impl KeySet {
     }
 
     /// Whether there is no key.
-    pub(super) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
     /// Whether each row of `columns` is one of the keys.
-    pub(super) fn contained(&self, columns: &[ArrayRef]) -> Result<BooleanArray> {
+    pub fn contained(&self, columns: &[ArrayRef]) -> Result<BooleanArray> {
         if self.is_empty() {
             let rows = columns.first().map_or(0, |column| column.len());
             return Ok(BooleanArray::from(vec![false; rows]));

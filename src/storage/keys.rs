@@ -17,18 +17,18 @@ use datafusion::logical_expr::{
 };
 
 use super::key_set::KeySet;
-use crate::storage::RowSet;
+use super::row_set::RowSet;
 
 /// Turns rows into bytes that are equal when the rows are.
 #[derive(Debug)]
-pub(super) struct RowEncoder {
+pub struct RowEncoder {
     types: Vec<DataType>,
     converter: RowConverter,
 }
 
 impl RowEncoder {
     /// For rows of these types; `None` if there is one among them that can't be compared.
-    pub(super) fn new<'a>(types: impl IntoIterator<Item = &'a DataType>) -> Result<Option<Self>> {
+    pub fn new<'a>(types: impl IntoIterator<Item = &'a DataType>) -> Result<Option<Self>> {
         let types: Vec<DataType> = types.into_iter().cloned().collect();
         let fields: Vec<SortField> = types.iter().cloned().map(SortField::new).collect();
         if !RowConverter::supports_fields(&fields) {
@@ -39,7 +39,7 @@ impl RowEncoder {
     }
 
     /// The bytes of each row.
-    pub(super) fn encode(&self, columns: &[ArrayRef]) -> Result<Rows> {
+    pub fn encode(&self, columns: &[ArrayRef]) -> Result<Rows> {
         let columns = columns
             .iter()
             .zip(&self.types)
@@ -117,7 +117,7 @@ impl ScalarUDFImpl for InKeys {
 }
 
 /// Whether `key` is in `keys`.
-pub(super) fn in_keys(keys: &Arc<KeySet>, key: Vec<Expr>) -> Expr {
+pub fn in_keys(keys: &Arc<KeySet>, key: Vec<Expr>) -> Expr {
     let signature = Signature::any(key.len(), Volatility::Immutable);
     let function = InKeys {
         keys: Arc::clone(keys),
@@ -127,8 +127,14 @@ pub(super) fn in_keys(keys: &Arc<KeySet>, key: Vec<Expr>) -> Expr {
 }
 
 /// Whether the row id `id` is in `rows`; false for NULL.
-pub(super) fn in_rows(rows: &RowSet, id: Expr) -> Expr {
+pub fn in_rows(rows: &RowSet, id: Expr) -> Expr {
     in_keys(&Arc::new(KeySet::of_rows(rows)), vec![id])
+}
+
+/// Whether a function is one of those that look at keys: they give the same result wherever they run, and never fail.
+pub fn is_of_keys(function: &ScalarUDF) -> bool {
+    let function = function.inner();
+    function.is::<InKeys>() || function.is::<OneZero>()
 }
 
 /// Makes 0.0 of -0.0.
@@ -160,7 +166,7 @@ impl ScalarUDFImpl for OneZero {
 }
 
 /// `key` with one value for 0.0 and -0.0, and one for all NaN.
-pub(super) fn one_zero(key: Expr, schema: &DFSchema) -> Result<Expr> {
+pub fn one_zero(key: Expr, schema: &DFSchema) -> Result<Expr> {
     Ok(match key.get_type(schema)? {
         DataType::Float32 | DataType::Float64 => {
             let signature = Signature::any(1, Volatility::Immutable);
