@@ -46,6 +46,9 @@ pub(crate) fn trials() -> Vec<Trial> {
                 })
             })
         }),
+        Trial::test("view_crash/between_a_stage_and_its_view", || {
+            block_on(between_a_stage_and_its_view())
+        }),
         Trial::test("view_crash/several_at_once", || block_on(several_at_once())),
         Trial::test("view_crash/a_cascade_in_the_background", || {
             block_on(a_cascade_in_the_background())
@@ -144,6 +147,59 @@ async fn kills_leave_old_or_new(seed: u64, kills: u64) -> Outcome<()> {
         }
     }
     Ok(())
+}
+
+/// A refresh that is killed behind the commit of a stage leaves the view as it was; the next goes on from where the stage is,
+/// whatever has changed meanwhile.
+async fn between_a_stage_and_its_view() -> Outcome<()> {
+    const GROUPS: &str = "SELECT id % 40 AS g, sum(x) AS s FROM t GROUP BY id % 40";
+    let scene = Scene::new(&[
+        &format!(
+            "CREATE TABLE t AS SELECT value AS id, value AS x FROM generate_series(1, {ROWS})"
+        ),
+        &format!(
+            "CREATE MATERIALIZED VIEW v AS SELECT g, sleep_ms(s, 15) AS y FROM ({GROUPS}) AS q"
+        ),
+    ])
+    .await?;
+    let commits = || -> Outcome<usize> {
+        let files = scene.own_files("stages")?;
+        Ok(files
+            .iter()
+            .filter(|file| file.ends_with(".manifest"))
+            .count())
+    };
+    for change in [
+        "UPDATE t SET x = x + 1",
+        "DELETE FROM t WHERE id % 40 = 7",
+        "INSERT INTO t SELECT id + 100 AS id, x FROM t",
+    ] {
+        scene.run("UPDATE t SET x = x - 3").await?;
+        let old = content(&scene, "SELECT g, y FROM v").await?;
+        let before = commits()?;
+        let mut child = scene.shell.start(&["REFRESH MATERIALIZED VIEW v"])?;
+        while commits()? == before {
+            if child.try_wait()?.is_some() {
+                return Err("it ended before it could be killed".into());
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        child.kill()?;
+        child.wait()?;
+        let now = content(&scene, "SELECT g, y FROM v").await?;
+        if now != old {
+            return Err(format!("{change}: {now:?} instead of {old:?}").into());
+        }
+        scene.run(change).await?;
+        scene.run("REFRESH MATERIALIZED VIEW v").await?;
+        let now = content(&scene, "SELECT g, y FROM v").await?;
+        let wanted = content(&scene, GROUPS).await?;
+        if now != wanted {
+            return Err(format!("{change}: {now:?} instead of {wanted:?}").into());
+        }
+    }
+    let full = "SELECT count(*) FROM system.jobs WHERE mode = 'full' AND reason <> 'FIRST_REFRESH'";
+    scene.expect(full, 0).await
 }
 
 /// One works, the others say who does, or find nothing to do; no row is there twice.

@@ -15,6 +15,7 @@ use libtest_mimic::{Failed, Trial};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
+use regex::Regex;
 
 const DEFAULT_SEEDS: [u64; 1] = [20_261_121];
 const DEFAULT_STEPS: usize = 40;
@@ -369,7 +370,7 @@ impl Walk {
 
     /// What happens now and then.
     async fn rare(&mut self) -> Outcome<()> {
-        match self.random.random_range(0..6) {
+        match self.random.random_range(0..7) {
             0 => self.change_by("DELETE FROM a".into()).await,
             1 => self.change_by("DELETE FROM b".into()).await,
             2 => self.change_by("REFRESH COLUMN c ON a".into()).await,
@@ -385,6 +386,7 @@ impl Walk {
                 self.change_by(format!("REFRESH MATERIALIZED VIEW v{place} FULL"))
                     .await
             }
+            5 => self.as_of().await,
             _ => {
                 let place = self.random.random_range(0..self.queries.len());
                 self.change_by(format!(
@@ -395,31 +397,55 @@ impl Walk {
         }
     }
 
+    /// Brings one view to what a table was some versions ago, if it reads that table.
+    async fn as_of(&mut self) -> Outcome<()> {
+        let place = self.random.random_range(0..self.queries.len());
+        let table = self.pick(&["a", "b"]);
+        let newest = self.sql(&format!("SHOW VERSIONS FROM {table}")).await?;
+        let newest: usize = newest.iter().map(RecordBatch::num_rows).sum();
+        let back = self.random.random_range(0..6);
+        let version = newest.saturating_sub(back).max(1);
+        let query = parts(self.queries[place]).1;
+        let then = Regex::new(&format!(r"\b(FROM|JOIN) {table}\b"))?;
+        let then = then.replace_all(query, format!("$1 {table} VERSION AS OF {version}"));
+        if then == query || query.contains("FROM va") {
+            return Ok(());
+        }
+        let refresh =
+            format!("REFRESH MATERIALIZED VIEW v{place} AS OF ({table} VERSION {version})");
+        self.log.push(refresh.clone());
+        self.compare(place, &refresh, &then).await
+    }
+
     /// Refreshes every view and compares it with its query.
     async fn check(&mut self) -> Outcome<()> {
         for (place, query) in self.queries.iter().enumerate() {
-            let report = self
-                .sql(&format!("REFRESH MATERIALIZED VIEW v{place}"))
-                .await?;
-            let report = rendered(&report)?;
-            if self.class != FULL && report.iter().any(|row| row.contains("full")) {
-                return Err(format!("v{place}, {query}: was refreshed in full: {report:?}").into());
-            }
-            let held = rendered(&self.sql(&format!("SELECT * FROM v{place}")).await?)?;
-            let wanted = rendered(&self.sql(parts(query).1).await?)?;
-            if held != wanted {
-                let more: Vec<_> = held.iter().filter(|row| !wanted.contains(row)).collect();
-                let less: Vec<_> = wanted.iter().filter(|row| !held.contains(row)).collect();
-                return Err(format!(
-                    "v{place}, {query}: {} rows instead of {}; wrong: {more:?}; missing: {less:?}; last: {report:?}",
-                    held.len(),
-                    wanted.len(),
-                )
-                .into());
-            }
+            let refresh = format!("REFRESH MATERIALIZED VIEW v{place}");
+            self.compare(place, &refresh, parts(query).1).await?;
         }
         self.log.push("refresh".into());
         Ok(())
+    }
+
+    /// Refreshes a view and compares it with `query`.
+    async fn compare(&self, place: usize, refresh: &str, query: &str) -> Outcome<()> {
+        let report = rendered(&self.sql(refresh).await?)?;
+        if self.class != FULL && report.iter().any(|row| row.contains("full")) {
+            return Err(format!("v{place}, {query}: was refreshed in full: {report:?}").into());
+        }
+        let held = rendered(&self.sql(&format!("SELECT * FROM v{place}")).await?)?;
+        let wanted = rendered(&self.sql(query).await?)?;
+        if held == wanted {
+            return Ok(());
+        }
+        let more: Vec<_> = held.iter().filter(|row| !wanted.contains(row)).collect();
+        let less: Vec<_> = wanted.iter().filter(|row| !held.contains(row)).collect();
+        Err(format!(
+            "v{place}, {query}: {} rows instead of {}; wrong: {more:?}; missing: {less:?}; last: {report:?}",
+            held.len(),
+            wanted.len(),
+        )
+        .into())
     }
 }
 

@@ -11,7 +11,7 @@ use datafusion::arrow::buffer::{BooleanBuffer, ScalarBuffer};
 use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::{DataType, Int64Type, UInt64Type};
 use datafusion::common::hash_utils::RandomState;
-use datafusion::common::{DataFusionError, Result};
+use datafusion::common::{DataFusionError, Result, ScalarValue};
 use datafusion::execution::SendableRecordBatchStream;
 use futures::StreamExt;
 
@@ -157,6 +157,32 @@ impl KeySet {
             }
         }
         Ok(())
+    }
+
+    /// The keys as values of `wanted`, and whether NULL is one, too; `None` if they are of another type, no whole numbers,
+    /// or more than `most`.
+    pub fn literals(&self, wanted: &DataType, most: usize) -> Option<(Vec<ScalarValue>, bool)> {
+        let Keys::Integers {
+            data_type,
+            found,
+            has_null,
+            ..
+        } = &self.keys
+        else {
+            return None;
+        };
+        if found.len() > most || data_type != wanted {
+            return None;
+        }
+        let value = |bits: &u64| match data_type {
+            DataType::UInt64 => Some(ScalarValue::UInt64(Some(*bits))),
+            _ => {
+                let value = ScalarValue::Int64(Some(*bits as i64));
+                value.cast_to(data_type).ok()
+            }
+        };
+        let values = found.iter().map(value).collect::<Option<Vec<_>>>()?;
+        Some((values, *has_null))
     }
 
     /// How many keys.

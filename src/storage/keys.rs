@@ -137,6 +137,12 @@ pub fn is_of_keys(function: &ScalarUDF) -> bool {
     function.is::<InKeys>() || function.is::<OneZero>()
 }
 
+/// The keys that a function looks for, if it is one of [`in_keys`].
+pub fn keys_looked_for(function: &ScalarUDF) -> Option<&Arc<KeySet>> {
+    let function: Option<&InKeys> = function.inner().downcast_ref();
+    function.map(|function| &function.keys)
+}
+
 /// Makes 0.0 of -0.0.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct OneZero {

@@ -6,6 +6,7 @@ pub mod change;
 pub mod column_file;
 mod commit;
 pub mod fragments;
+pub mod index;
 pub mod key_set;
 pub mod keys;
 mod open;

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use super::apply::{Layout, StoredRows, changes};
 use super::assess::Complete;
 use super::calls::{Calls, Held};
+use super::index::{LookUps, LookedUp, keep_indexes};
 use super::operator::Node;
 use super::options::ViewOptions;
 use super::paid;
@@ -58,6 +59,8 @@ pub(super) struct Maintained {
     pub(super) rows_updated: u64,
     /// Rows that are gone.
     pub(super) rows_deleted: u64,
+    /// What a user should know.
+    pub(super) notices: Vec<String>,
 }
 
 impl Maintenance<'_> {
@@ -79,10 +82,16 @@ impl Maintenance<'_> {
         self.held.hold(calls.clone());
         let mut state = part.state.clone();
         let looked_at = looked_at(&part);
+        let (query, versions) = (Arc::clone(&part.query), part.versions.clone());
+        let look_ups = Arc::new(LookUps::default());
         // Rows without a key can't be told apart, so they are all written anew.
         let is_keyed = part.query.root.is_some();
         let replace_all = part.mode == "full" && !(concurrently && is_keyed);
-        let change = self.write(table, options, part, calls.clone(), concurrently);
+        let how = How {
+            concurrently,
+            look_ups: Arc::clone(&look_ups),
+        };
+        let change = self.write(table, options, part, calls.clone(), how);
         let change = change.await?;
         let (rows_inserted, rows_updated) = (change.rows_inserted, change.rows_replaced);
         let rows_deleted = match replace_all {
@@ -125,8 +134,22 @@ impl Maintenance<'_> {
         counters.set(Count::RowsComputed, written.saturating_sub(reused));
         // Nothing of it is left to be kept.
         self.held.hold(None);
+        let looked_up = LookedUp {
+            sources: &query.sources,
+            versions: &versions,
+            table: &table.name,
+            dataset: &dataset,
+        };
+        let (indexed, notices) = match keep_indexes(&look_ups, &looked_up, options).await {
+            Ok(kept) => kept,
+            Err(error) => {
+                log::warn!("job '{}': {error}", self.driver.id());
+                Default::default()
+            }
+        };
         Ok(Maintained {
-            dataset,
+            dataset: indexed.map_or(dataset, Arc::new),
+            notices,
             rows_inserted,
             rows_updated,
             rows_deleted,
@@ -140,7 +163,7 @@ impl Maintenance<'_> {
         options: &ViewOptions,
         part: Complete,
         calls: Option<Arc<Calls>>,
-        concurrently: bool,
+        how: How,
     ) -> Result<Change> {
         let Environment {
             database, workers, ..
@@ -162,8 +185,9 @@ impl Maintenance<'_> {
                 // Another attempt counts anew.
                 counters.set(Count::RowsComputed, 0);
                 counters.set(Count::RowsReused, 0);
-                let (calls, how) = (calls.as_ref(), (concurrently, &*progress));
-                let rows = changed_rows(session, &view, &options, part, calls, how).await?;
+                let calls = calls.as_ref();
+                let rows =
+                    changed_rows(session, &view, &options, part, calls, (how, &*progress)).await?;
                 let rows = match calls {
                     // They count themselves.
                     Some(_) => rows,
@@ -202,6 +226,14 @@ impl Maintenance<'_> {
     }
 }
 
+/// How rows are computed and compared.
+struct How {
+    /// Whether only the difference is written, if all are computed anew.
+    concurrently: bool,
+    /// Where look-ups are noted.
+    look_ups: Arc<LookUps>,
+}
+
 /// The rows of sources, each set with its place in the key, from which a refresh computes what comes from them; `None` if
 /// it computes all.
 fn looked_at(part: &Complete) -> Option<Vec<(usize, Arc<RowSet>)>> {
@@ -221,7 +253,7 @@ async fn changed_rows(
     options: &ViewOptions,
     part: Complete,
     calls: Option<&Arc<Calls>>,
-    (concurrently, progress): (bool, &Progress),
+    (how, progress): (How, &Progress),
 ) -> Result<SendableRecordBatchStream> {
     let Complete {
         query,
@@ -241,7 +273,7 @@ async fn changed_rows(
         keys: keys.collect(),
     };
     let stored = scan_stored(view)?.build()?;
-    let pass = Pass::new(session, versions, stored);
+    let pass = Pass::new(session, versions, how.look_ups, stored);
     let mut stored = StoredRows::new(layout.clone())?;
     let by_row = match (&query.root, mode) {
         (None, _) | (_, "full") => None,
@@ -282,7 +314,7 @@ async fn changed_rows(
         (Some(root), "incremental" | "filtered") => {
             read_touched(&pass, view, root, by_row, &mut stored).await?
         }
-        (Some(_), _) if concurrently => {
+        (Some(_), _) if how.concurrently => {
             let all = scan_stored(view)?.build()?;
             stored.extend(pass.execute(&all).await?).await?;
         }
@@ -305,7 +337,11 @@ async fn read_touched(
         Some(lit(true))
     } else {
         let removed = pass.removed_keys(root).await?;
-        (!removed.is_empty()).then(|| in_keys(&removed, stored_key(view, root)))
+        let key = stored_key(view, root);
+        if let [Expr::Column(column)] = key.as_slice() {
+            pass.look_ups.add(None, column.name(), removed.len());
+        }
+        (!removed.is_empty()).then(|| in_keys(&removed, key))
     };
     let Some(condition) = condition else {
         return Ok(());
@@ -334,7 +370,14 @@ fn by_row_condition(pass: &Pass, view: &Table, root: &Node) -> Option<Expr> {
     let columns = stored_key(view, root);
     let by_source = root.keys.iter().zip(columns).filter_map(|(key, column)| {
         let removed = &pass.sources.get(key.source?)?.removed;
-        (!removed.is_empty()).then(|| in_rows(removed, column))
+        if removed.is_empty() {
+            return None;
+        }
+        if let Expr::Column(column) = &column {
+            pass.look_ups
+                .add(None, column.name(), removed.len() as usize);
+        }
+        Some(in_rows(removed, column))
     });
     by_source.reduce(Expr::or)
 }

@@ -26,6 +26,7 @@ mod extract;
 pub mod failed;
 pub mod failures;
 mod group;
+mod index;
 mod join;
 pub mod lag;
 mod maintain;

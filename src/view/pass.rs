@@ -13,6 +13,7 @@ use datafusion::physical_plan::execute_stream;
 use futures::StreamExt;
 use tokio::sync::{Mutex, OnceCell};
 
+use super::index::LookUps;
 use super::operator::Node;
 use super::relation::{KeyColumn, Restriction, Side, hidden_names, project};
 use super::source::SourceVersions;
@@ -29,6 +30,8 @@ pub(super) struct Pass {
     pub(super) state: SessionState,
     /// The versions of each source, in the order of the query.
     pub(super) sources: Vec<SourceVersions>,
+    /// Where rows were looked up by key.
+    pub(super) look_ups: Arc<LookUps>,
     /// The keys that changes touch, by node: found once, used by several relations.
     touched: Memo<usize, Arc<KeySet>>,
     /// What changes add to groups, by node.
@@ -85,15 +88,17 @@ pub(super) struct GroupDelta {
 }
 
 impl Pass {
-    /// A pass over these versions, for a view whose rows `stored` gives.
+    /// A pass over these versions, for a view whose rows `stored` gives. Look-ups are noted in `look_ups`.
     pub(super) fn new(
         state: SessionState,
         sources: Vec<SourceVersions>,
+        look_ups: Arc<LookUps>,
         stored: LogicalPlan,
     ) -> Self {
         Self {
             state,
             sources,
+            look_ups,
             touched: Mutex::default(),
             deltas: Mutex::default(),
             kept: Mutex::default(),

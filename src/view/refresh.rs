@@ -326,6 +326,11 @@ async fn attempt_once(
         ..
     } = assessment;
     let query = Arc::clone(&part.query);
+    let options = ViewOptions::of(&definition)?;
+    let of_stages = ViewOptions {
+        index_sources: options.index_sources,
+        ..ViewOptions::default()
+    };
     let mut stages = Vec::with_capacity(parts.len());
     for (stage, (table, part)) in query.stages.iter().zip(parts) {
         let table = match table {
@@ -337,19 +342,20 @@ async fn attempt_once(
         stages.push(match part.is_current() {
             true => table.dataset,
             false => {
-                let options = ViewOptions::default();
                 let keeps_rows = part.state.reason == CHANGE_TOO_LARGE;
-                let done = maintenance.maintain(&table, &options, part, keeps_rows);
-                done.await?.dataset
+                let done = maintenance.maintain(&table, &of_stages, part, keeps_rows);
+                let done = done.await?;
+                notices.extend(done.notices);
+                done.dataset
             }
         });
     }
     let part = part.complete(database, &stages).await?;
-    let options = ViewOptions::of(&definition)?;
     // Whoever chose it for its cost did not ask for new rows: those that stay equal do.
     let keeps_rows = request.concurrently || reason == CHANGE_TOO_LARGE;
     let done = maintenance.maintain(&view, &options, part, keeps_rows);
     let done = done.await?;
+    notices.extend(done.notices);
     if held.has_staged(driver)
         && let Err(error) = checkpoint::discard(database, &view.name, driver.id()).await
     {

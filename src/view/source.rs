@@ -22,7 +22,7 @@ use lance::Dataset;
 use super::cost::{Cost, Known};
 use super::operator::{Node, Operator, Origins};
 use super::pass::Pass;
-use super::relation::{Side, columns, project};
+use super::relation::{Restriction, Side, columns, project};
 use crate::database::LanceTable;
 use crate::storage::RowSet;
 use crate::storage::scan::RowFilter;
@@ -125,6 +125,19 @@ impl Operator for Scan {
     /// Rows that are read several times are kept.
     fn is_costly(&self) -> bool {
         self.is_reread
+    }
+
+    async fn restricted(
+        &self,
+        node: &Node,
+        pass: &Pass,
+        restriction: &Restriction,
+    ) -> Result<Option<LogicalPlan>> {
+        if let [Expr::Column(column)] = restriction.key.as_slice() {
+            let keys = restriction.keys.len();
+            pass.look_ups.add(Some(self.place), column.name(), keys);
+        }
+        node.filtered(pass, restriction).await
     }
 
     async fn relation(&self, node: &Node, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>> {

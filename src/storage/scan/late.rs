@@ -21,6 +21,7 @@ use lance_table::format::Fragment;
 use roaring::RoaringBitmap;
 
 use super::ScanDescription;
+use super::look_up::compared;
 use super::read::{Job, Reading};
 use super::rows::{RowFilter, Selected, Selection, is_wide, row_addresses};
 use super::schema::row_field;
@@ -52,7 +53,7 @@ impl Order {
         };
         let looked_at = looked_at(filter);
         let is_found_otherwise = looked_at.iter().any(|name| row_field(name).is_some())
-            || is_indexed(job, &looked_at).await?;
+            || is_indexed(job, &compared(filter)).await?;
         // A limit may be reached after a few rows.
         if is_found_otherwise || description.limit.is_some() {
             return Ok(Self::AtOnce(Reading::Plain));

@@ -9,6 +9,7 @@
 mod explain;
 mod filter;
 mod late;
+mod look_up;
 mod partition;
 mod read;
 mod rows;

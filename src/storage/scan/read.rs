@@ -29,6 +29,7 @@ use lance_table::format::Fragment;
 
 use super::explain::explain;
 use super::late::{self, Order};
+use super::look_up;
 use super::rows::{Selection, Sieve, selection, without_deletions};
 use super::schema::{blob_handling, row_field, stored_blob};
 use super::{Blobs, LanceScanExec, ScanDescription, ScanPartition};
@@ -154,8 +155,20 @@ impl Job {
         bytes_read: Count,
     ) -> BoxStream<'static, Result<RecordBatch, DataFusionError>> {
         let opening = async move {
-            let job = Arc::new(self);
-            let batches = match Order::of(&job).await? {
+            let mut job = self;
+            let looked_up = look_up::filter(&job).await?;
+            let order = match &looked_up {
+                Some(_) => Order::AtOnce(Reading::Plain),
+                None => Order::of(&job).await?,
+            };
+            if looked_up.is_some() {
+                job.description = Arc::new(ScanDescription {
+                    filter: looked_up,
+                    ..job.description.as_ref().clone()
+                });
+            }
+            let job = Arc::new(job);
+            let batches = match order {
                 Order::AtOnce(reading) => job.batches(bytes_read, reading).await?,
                 Order::ByFound => late::batches(Arc::clone(&job), bytes_read),
             };

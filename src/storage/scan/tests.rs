@@ -16,6 +16,7 @@ use lance_index::scalar::ScalarIndexParams;
 use tempfile::TempDir;
 
 mod late;
+mod look_up;
 mod selected;
 use super::*;
 
