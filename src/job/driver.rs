@@ -55,6 +55,8 @@ pub struct Driver {
     record: JobRecord,
     process: Process,
     claims: Vec<Claim>,
+    /// Jobs whose processes were gone and whose objects it has now.
+    replaced: Vec<String>,
     resumed: bool,
     driven: Driven,
     counters: Arc<Counters>,
@@ -128,7 +130,9 @@ impl Driver {
                 return Err(error);
             }
         };
+        let mut replaced = Vec::with_capacity(before.len());
         for files in before {
+            replaced.push(files.record.id.clone());
             let ending = Ended {
                 event: "failed",
                 message: format!(
@@ -145,6 +149,7 @@ impl Driver {
             record,
             process,
             claims,
+            replaced,
             resumed,
             driven,
             counters: Arc::default(),
@@ -186,6 +191,11 @@ impl Driver {
     /// The name of the job.
     pub fn id(&self) -> &str {
         &self.record.id
+    }
+
+    /// Names of the jobs whose processes were gone and whose objects it has now.
+    pub fn replaced(&self) -> &[String] {
+        &self.replaced
     }
 
     /// What its commits are marked with: the job and this driver of it.

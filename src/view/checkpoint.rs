@@ -220,15 +220,18 @@ impl Checkpoints {
     }
 }
 
-/// Removes what is staged of a view, and all that the job `own` left: what they hold is committed.
-pub(super) async fn discard(database: &Database, view: &str, own: &str) -> Result<()> {
+/// Removes what is staged of a view, and all that `jobs` left, which are at work no more or have committed what it holds.
+pub(super) async fn discard(database: &Database, view: &str, jobs: &[&str]) -> Result<()> {
     for (path, record) in records::<Record>(database, view).await? {
         // The record first: what it says must be there.
         database.root().remove_own(&path).await?;
         database.root().remove_own(&record.file).await?;
     }
     // A file without a record, of one that was killed between the two.
-    discard_all(database, view, own).await
+    for job in jobs {
+        discard_all(database, view, job).await?;
+    }
+    Ok(())
 }
 
 /// Where a value is: file, column in it, row.

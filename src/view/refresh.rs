@@ -125,7 +125,7 @@ pub async fn begin(environment: &Environment, request: &ViewRefresh) -> Result<B
         // One that was killed behind its commit has nothing left to do.
         let ledger = environment.jobs.ledger();
         if let Some(id) = end_interrupted(ledger, &request.statement, &view.name, 0).await? {
-            checkpoint::discard(database, &view.name, &id).await?;
+            checkpoint::discard(database, &view.name, &[&id]).await?;
         }
         return Ok(Begun::Nothing(nothing(&view, assessment, started)));
     }
@@ -356,10 +356,12 @@ async fn attempt_once(
     let done = maintenance.maintain(&view, &options, part, keeps_rows);
     let done = done.await?;
     notices.extend(done.notices);
-    if held.has_staged(driver)
-        && let Err(error) = checkpoint::discard(database, &view.name, driver.id()).await
-    {
-        log::warn!("job '{}': {error}", driver.id());
+    if held.has_staged(driver) || !driver.replaced().is_empty() {
+        let mut jobs: Vec<&str> = driver.replaced().iter().map(String::as_str).collect();
+        jobs.push(driver.id());
+        if let Err(error) = checkpoint::discard(database, &view.name, &jobs).await {
+            log::warn!("job '{}': {error}", driver.id());
+        }
     }
     let failed = driver.counters().get(Count::RowsFailed);
     if failed > 0 {
