@@ -5,27 +5,25 @@ use std::sync::Arc;
 
 use datafusion::arrow::datatypes::{DataType, Field};
 use datafusion::arrow::row::{RowConverter, SortField};
-use datafusion::common::ScalarValue;
-use datafusion::common::{Column, DFSchema, DFSchemaRef, DataFusionError, JoinType};
+use datafusion::common::{DFSchema, DFSchemaRef, DataFusionError, JoinType};
 use datafusion::datasource::source_as_provider;
-use datafusion::logical_expr::expr::{
-    AggregateFunction, AggregateFunctionParams, Alias, GroupingSet, WindowFunction,
-};
 use datafusion::logical_expr::{
     Aggregate, Expr, ExprSchemable, Join, Limit, LogicalPlan, Projection, SortExpr, TableScan,
-    Union, Unnest, Values, Window, WindowFrameUnits, cast, lit,
+    Union, Unnest, Values, Window, cast,
 };
 use datafusion::sql::TableReference;
 
 use super::constant::Constant;
 use super::group::Group;
+use super::grouping_sets::grouping_sets;
 use super::join::InnerJoin;
 use super::matching::MatchingJoin;
 use super::operator::Node;
-use super::relation::{KeyColumn, key_columns};
+use super::relation::KeyColumn;
 use super::row::{ByRow, RowStep};
 use super::signed::{SignedGroup, states};
 use super::source::{Origin, Scan, Source};
+use super::ties::{ordered_aggregate, ordered_window};
 use super::top::Top;
 use super::union::UnionAll;
 use super::unnest::Unnested;
@@ -80,7 +78,7 @@ impl From<DataFusionError> for Obstacle {
     }
 }
 
-type Classification<T> = std::result::Result<T, Obstacle>;
+pub(super) type Classification<T> = std::result::Result<T, Obstacle>;
 
 /// Divides a plan into operators.
 pub(super) fn classify(plan: &LogicalPlan) -> Classification<Classified> {
@@ -114,7 +112,7 @@ pub(super) fn source_of(scan: &TableScan, table: &LanceTable) -> Source {
     }
 }
 
-fn not_incremental(operator: &str) -> Obstacle {
+pub(super) fn not_incremental(operator: &str) -> Obstacle {
     Obstacle::Full(format!("OPERATOR_NOT_INCREMENTALIZABLE({operator})"))
 }
 
@@ -545,144 +543,4 @@ fn check_keys<'a>(
         }
     }
     Ok(())
-}
-
-/// Aggregates whose result depends on the order of the rows.
-const ORDERED_AGGREGATES: [&str; 5] = [
-    "array_agg",
-    "string_agg",
-    "first_value",
-    "last_value",
-    "nth_value",
-];
-
-/// An aggregate with ties in its order broken by `keys`, if its result depends on it.
-fn ordered_aggregate(function: &Expr, keys: &[KeyColumn]) -> Expr {
-    match function {
-        Expr::Alias(alias) => Expr::Alias(Alias {
-            expr: Box::new(ordered_aggregate(&alias.expr, keys)),
-            ..alias.clone()
-        }),
-        Expr::AggregateFunction(AggregateFunction { func, params })
-            if ORDERED_AGGREGATES.contains(&func.name()) =>
-        {
-            let mut order = params.order_by.clone();
-            match params.distinct {
-                true if order.is_empty() => {
-                    order.extend(params.args.first().map(|arg| arg.clone().sort(true, true)));
-                }
-                true => {}
-                false => order.extend(by_keys(keys)),
-            }
-            // The output keeps the name that the query gave it.
-            let name = function.schema_name().to_string();
-            Expr::AggregateFunction(AggregateFunction {
-                func: Arc::clone(func),
-                params: AggregateFunctionParams {
-                    order_by: order,
-                    ..params.clone()
-                },
-            })
-            .alias(name)
-        }
-        other => other.clone(),
-    }
-}
-
-/// A window function with ties in its order broken by `keys`, where that leaves its meaning as it is.
-fn ordered_window(function: &Expr, keys: &[KeyColumn]) -> Expr {
-    match function {
-        Expr::Alias(alias) => Expr::Alias(Alias {
-            expr: Box::new(ordered_window(&alias.expr, keys)),
-            ..alias.clone()
-        }),
-        Expr::WindowFunction(window) => {
-            let WindowFunction { fun, params } = window.as_ref();
-            // With RANGE and GROUPS, rows that tie are peers.
-            let by_place = ["row_number", "ntile", "lag", "lead"].contains(&fun.name());
-            let in_rows = params.window_frame.units == WindowFrameUnits::Rows;
-            if !by_place && !in_rows {
-                return function.clone();
-            }
-            let name = function.schema_name().to_string();
-            let mut params = params.clone();
-            params.order_by.extend(by_keys(keys));
-            Expr::WindowFunction(Box::new(WindowFunction {
-                fun: fun.clone(),
-                params,
-            }))
-            .alias(name)
-        }
-        other => other.clone(),
-    }
-}
-
-fn by_keys(keys: &[KeyColumn]) -> impl Iterator<Item = SortExpr> {
-    key_columns(keys)
-        .into_iter()
-        .map(|key| key.sort(true, true))
-}
-
-/// Grouping sets as a union of groupings, with the same columns.
-fn grouping_sets(aggregate: &Aggregate, sets: &GroupingSet) -> Classification<LogicalPlan> {
-    let all: Vec<Expr> = sets.distinct_expr().into_iter().cloned().collect();
-    let groups: Vec<Vec<Expr>> = match sets {
-        GroupingSet::GroupingSets(sets) => sets.clone(),
-        GroupingSet::Rollup(exprs) => (0..=exprs.len())
-            .rev()
-            .map(|width| exprs[..width].to_vec())
-            .collect(),
-        // As many sets as a machine could never compute are refused when they are planned.
-        GroupingSet::Cube(exprs) if exprs.len() > 16 => return Err(not_incremental("Aggregate")),
-        GroupingSet::Cube(exprs) => (0..1_usize << exprs.len())
-            .map(|set| {
-                let chosen = exprs.iter().enumerate();
-                let chosen = chosen.filter(|(place, _)| set & (1 << place) != 0);
-                chosen.map(|(_, expr)| expr.clone()).collect()
-            })
-            .collect(),
-    };
-    let mut seen: Vec<&Vec<Expr>> = Vec::new();
-    let mut inputs = Vec::with_capacity(groups.len());
-    for group in &groups {
-        if seen.contains(&group) {
-            return Err(not_incremental("Aggregate"));
-        }
-        seen.push(group);
-        let grouped = Aggregate::try_new(
-            Arc::clone(&aggregate.input),
-            group.clone(),
-            aggregate.aggr_expr.clone(),
-        )?;
-        let columns = grouped.schema.columns();
-        let mut id: u64 = 0;
-        let mut values = Vec::with_capacity(aggregate.schema.fields().len());
-        for (place, expr) in all.iter().enumerate() {
-            let (qualifier, field) = aggregate.schema.qualified_field(place);
-            id <<= 1;
-            let value = match group.iter().position(|other| other == expr) {
-                Some(at) => Expr::Column(columns[at].clone()),
-                None => {
-                    id |= 1;
-                    lit(ScalarValue::try_from(field.data_type())?)
-                }
-            };
-            values.push(value.alias_qualified(qualifier.cloned(), field.name()));
-        }
-        let (_, field) = aggregate.schema.qualified_field(all.len());
-        let id = ScalarValue::UInt64(Some(id)).cast_to(field.data_type())?;
-        values.push(lit(id).alias(field.name()));
-        for (at, column) in columns.iter().enumerate().skip(group.len()) {
-            let place = all.len() + 1 + at - group.len();
-            let (qualifier, field) = aggregate.schema.qualified_field(place);
-            let value = Expr::Column(Column::clone(column));
-            values.push(value.alias_qualified(qualifier.cloned(), field.name()));
-        }
-        let grouped = Projection::try_new(values, Arc::new(LogicalPlan::Aggregate(grouped)))?;
-        inputs.push(Arc::new(LogicalPlan::Projection(grouped)));
-    }
-    Ok(LogicalPlan::Union(Union {
-        inputs,
-        schema: Arc::clone(&aggregate.schema),
-    }))
 }
