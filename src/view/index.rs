@@ -15,8 +15,8 @@ use crate::storage::index::keep_btree;
 
 /// Rows of a table from which on an index may pay.
 const MANY_ROWS: u64 = 4_000_000;
-/// Of how many rows one is looked for, at least: four pages of an index for each.
-const SPARSE: u64 = 4 * 4096;
+/// Of how many rows one is looked for, at least: two pages of an index for each.
+const SPARSE: u64 = 2 * 4096;
 
 /// Columns that a pass has looked rows up in, each with how many keys at most: of a source, by its place, or of the rows
 /// that are stored.

@@ -35,6 +35,8 @@ use crate::storage::open::storage_error;
 const LATE: u64 = 5;
 /// Rows of the fragments that are decided about at a time, at least, but for the last.
 const ROWS_AT_A_TIME: u64 = 1 << 20;
+/// Of how many of these the rows are found at once.
+const PARTS_AHEAD: usize = 2;
 
 /// How a scan reads what its filter does not look at.
 #[derive(Debug, PartialEq)]
@@ -108,7 +110,7 @@ pub(super) fn batches(
 ) -> BoxStream<'static, Result<RecordBatch, DataFusionError>> {
     let parts = parts(&job);
     stream::iter(parts)
-        .then(move |part| {
+        .map(move |part| {
             let (job, bytes_read) = (Arc::clone(&job), bytes_read.clone());
             async move {
                 let part = job.part(part);
@@ -119,6 +121,7 @@ pub(super) fn batches(
                 }
             }
         })
+        .buffered(PARTS_AHEAD)
         .try_flatten()
         .boxed()
 }
