@@ -42,23 +42,29 @@ fn btree_field(index: &IndexMetadata) -> Option<i32> {
     }
 }
 
+/// What became of an index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// There was none.
+    Made,
+    /// It did not cover enough rows.
+    Extended,
+    /// There was nothing to do.
+    AsItWas,
+}
+
 /// Makes a BTree on `column` of the newest version of a table, or extends the one that is there, if it does not cover
-/// enough rows. One that somebody else has made is left alone. Gives the table after it if there was anything to do, and whether
-/// the index is new.
+/// enough rows. One that somebody else has made is left alone.
 ///
 /// # Errors
 ///
 /// If the store fails, or other writers were quicker.
-pub async fn keep_btree(
-    table: &str,
-    dataset: &Dataset,
-    column: &str,
-) -> Result<Option<(Dataset, bool)>> {
+pub async fn keep_btree(table: &str, dataset: &Dataset, column: &str) -> Result<Kept> {
     let failed = |error| storage_error(table, error);
     let mut dataset = dataset.clone();
     dataset.checkout_latest().await.map_err(failed)?;
     let Some(field) = dataset.schema().field(column).map(|field| field.id) else {
-        return Ok(None);
+        return Ok(Kept::AsItWas);
     };
     let indices = dataset.load_indices().await.map_err(failed)?;
     let parts: Vec<&IndexMetadata> = indices
@@ -71,11 +77,11 @@ pub async fn keep_btree(
         let columns = [column];
         let made = dataset.create_index(&columns, IndexType::BTree, name, &params, false);
         made.await.map_err(failed)?;
-        return Ok(Some((dataset, true)));
+        return Ok(Kept::Made);
     };
     let name = first.name.clone();
     if !name.starts_with(PREFIX) {
-        return Ok(None);
+        return Ok(Kept::AsItWas);
     }
     let bitmaps = parts
         .iter()
@@ -89,7 +95,7 @@ pub async fn keep_btree(
         uncovered += if is_covered(fragment) { 0 } else { rows };
     }
     if uncovered * UNCOVERED <= all {
-        return Ok(None);
+        return Ok(Kept::AsItWas);
     }
     let options = match parts.len() < PARTS {
         true => OptimizeOptions::append(),
@@ -98,5 +104,5 @@ pub async fn keep_btree(
     let options = options.index_names(vec![name]);
     let extended = dataset.optimize_indices(&options);
     extended.await.map_err(failed)?;
-    Ok(Some((dataset, false)))
+    Ok(Kept::Extended)
 }

@@ -11,7 +11,7 @@ use lance::Dataset;
 use super::options::ViewOptions;
 use super::source::{Origin, Source, SourceVersions};
 use crate::Result;
-use crate::storage::index::keep_btree;
+use crate::storage::index::{Kept, keep_btree};
 
 /// Rows of a table from which on an index may pay.
 const MANY_ROWS: u64 = 4_000_000;
@@ -44,7 +44,7 @@ pub(super) struct LookedUp<'a> {
     pub(super) dataset: &'a Dataset,
 }
 
-/// Makes and extends indexes on what `look_ups` names. Gives the table of the rows, if it has changed, and notices.
+/// Makes and extends indexes on what `look_ups` names. Gives notices.
 ///
 /// # Errors
 ///
@@ -53,12 +53,12 @@ pub(super) async fn keep_indexes(
     look_ups: &LookUps,
     looked_up: &LookedUp<'_>,
     options: &ViewOptions,
-) -> Result<(Option<Dataset>, Vec<String>)> {
+) -> Result<Vec<String>> {
     let columns = {
         let mut columns = look_ups.0.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut *columns)
     };
-    let (mut own, mut notices) = (None, Vec::new());
+    let mut notices = Vec::new();
     for ((source, column), keys) in columns {
         let (table, dataset, wanted) = match source {
             None => (looked_up.table, looked_up.dataset, None),
@@ -76,19 +76,14 @@ pub(super) async fn keep_indexes(
         if !wanted.unwrap_or_else(|| pays(dataset, keys)) {
             continue;
         }
-        let Some((indexed, is_new)) = keep_btree(table, dataset, &column).await? else {
-            continue;
-        };
+        let is_new = keep_btree(table, dataset, &column).await? == Kept::Made;
         if is_new && source.is_some() {
             notices.push(format!(
                 "INDEXED: refreshes look rows of '{table}' up by '{column}', which has an index now; index_sources = FALSE forbids that"
             ));
         }
-        if source.is_none() {
-            own = Some(indexed);
-        }
     }
-    Ok((own, notices))
+    Ok(notices)
 }
 
 fn is_table(source: &Source) -> bool {

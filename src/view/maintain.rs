@@ -51,7 +51,7 @@ pub(super) struct Maintenance<'a> {
 
 /// What was done.
 pub(super) struct Maintained {
-    /// The table after it.
+    /// The table as it was committed, whatever others have done since.
     pub(super) dataset: Arc<Dataset>,
     /// Rows that are new.
     pub(super) rows_inserted: u64,
@@ -140,15 +140,13 @@ impl Maintenance<'_> {
             table: &table.name,
             dataset: &dataset,
         };
-        let (indexed, notices) = match keep_indexes(&look_ups, &looked_up, options).await {
-            Ok(kept) => kept,
-            Err(error) => {
-                log::warn!("job '{}': {error}", self.driver.id());
-                Default::default()
-            }
-        };
+        let kept = keep_indexes(&look_ups, &looked_up, options).await;
+        let notices = kept.unwrap_or_else(|error| {
+            log::warn!("job '{}': {error}", self.driver.id());
+            Vec::new()
+        });
         Ok(Maintained {
-            dataset: indexed.map_or(dataset, Arc::new),
+            dataset,
             notices,
             rows_inserted,
             rows_updated,

@@ -5,7 +5,7 @@ use lance::dataset::UpdateBuilder;
 
 use super::*;
 use crate::storage::RowSet;
-use crate::storage::index::{btree_columns, keep_btree};
+use crate::storage::index::{Kept, btree_columns, keep_btree};
 use crate::storage::key_set::KeySet;
 use crate::storage::keys::in_keys;
 
@@ -27,6 +27,15 @@ fn batch(ids: std::ops::Range<i64>) -> RecordBatch {
         .collect();
     let id = Int64Array::from_iter_values(ids);
     RecordBatch::try_from_iter([("id", Arc::new(id) as ArrayRef), ("x", Arc::new(x))]).unwrap()
+}
+
+impl Table {
+    /// At its newest version.
+    async fn reopen(&mut self) {
+        let mut dataset = self.dataset.as_ref().clone();
+        dataset.checkout_latest().await.unwrap();
+        self.dataset = Arc::new(dataset);
+    }
 }
 
 async fn found(table: &Table, filter: &Expr, rows: &RowFilter) -> (Vec<i64>, usize) {
@@ -67,9 +76,8 @@ async fn keys_are_found_through_an_index_as_without_one() {
     let mut plain = Table::write(vec![batch(0..ROWS)], 20_000).await;
     let mut indexed = Table::write(vec![batch(0..ROWS)], 20_000).await;
     let made = keep_btree("t", &indexed.dataset, "x").await.unwrap();
-    let (dataset, is_new) = made.unwrap();
-    assert!(is_new);
-    indexed.dataset = Arc::new(dataset);
+    assert_eq!(made, Kept::Made);
+    indexed.reopen().await;
     let names = btree_columns("t", &indexed.dataset).await.unwrap();
     assert_eq!(names.into_iter().collect::<Vec<_>>(), ["x"]);
     let excepted: RowSet = (0..ROWS as u64).step_by(5).collect();
@@ -107,12 +115,11 @@ async fn keys_are_found_through_an_index_as_without_one() {
         }
         if step == 1 {
             // Now the index knows both places of what was moved.
-            let extended = keep_btree("t", &indexed.dataset, "x").await.unwrap();
-            let (dataset, is_new) = extended.unwrap();
-            assert!(!is_new);
-            indexed.dataset = Arc::new(dataset);
-            let again = keep_btree("t", &indexed.dataset, "x").await.unwrap();
-            assert!(again.is_none());
+            for expected in [Kept::Extended, Kept::AsItWas] {
+                let kept = keep_btree("t", &indexed.dataset, "x").await.unwrap();
+                assert_eq!(kept, expected);
+                indexed.reopen().await;
+            }
         }
     }
 }
