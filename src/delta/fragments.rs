@@ -146,13 +146,11 @@ async fn without_deleted(
     sequence: &Arc<RowIdSequence>,
     rows: RowSet,
 ) -> lance::Result<RowSet> {
-    match &fragment.deletion_file {
-        Some(file) if !rows.is_empty() => {
-            let deleted = read_dataset_deletion_file(dataset, fragment.id, file).await?;
-            Ok(rows.difference(&select(sequence, deleted.to_sorted_iter())))
-        }
-        _ => Ok(rows),
+    if rows.is_empty() {
+        return Ok(rows);
     }
+    let deleted = deleted_offsets(dataset, fragment).await?;
+    Ok(rows.difference(&select(sequence, deleted.iter())))
 }
 
 async fn live_rows_of(dataset: &Dataset, fragments: &[&Fragment]) -> lance::Result<RowSet> {

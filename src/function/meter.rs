@@ -7,7 +7,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use datafusion::arrow::datatypes::{DataType, FieldRef};
+use datafusion::arrow::datatypes::{DataType, FieldRef, Schema};
 use datafusion::common::Result as DataFusionResult;
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::logical_expr::{
@@ -38,12 +38,8 @@ impl Meter {
 
     fn add(&self, function: &str, calls: u64, time: Duration) {
         let mut functions = self.functions();
-        match functions.get_mut(function) {
-            Some(so_far) => *so_far = (so_far.0 + calls, so_far.1 + time),
-            None => {
-                functions.insert(function.to_string(), (calls, time));
-            }
-        }
+        let so_far = functions.entry(function.to_string()).or_default();
+        *so_far = (so_far.0 + calls, so_far.1 + time);
     }
 }
 
@@ -126,14 +122,14 @@ pub fn metered(
             return Ok(Transformed::no(part));
         }
         let metered = MeteredFunction {
-            function: Arc::new(function.clone()),
+            function: function.clone(),
             meter: Arc::clone(meter),
         };
         let call = ScalarFunctionExpr::new(
             call.name(),
             Arc::new(ScalarUDF::from(metered)),
             call.args().to_vec(),
-            part.return_field(&datafusion::arrow::datatypes::Schema::empty())?,
+            part.return_field(&Schema::empty())?,
             Arc::new(call.config_options().clone()),
         );
         Ok(Transformed::yes(Arc::new(call) as _))
@@ -144,7 +140,7 @@ pub fn metered(
 /// A function that counts its calls.
 #[derive(Debug)]
 struct MeteredFunction {
-    function: Arc<ScalarUDF>,
+    function: ScalarUDF,
     meter: Arc<Meter>,
 }
 

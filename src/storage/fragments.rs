@@ -165,6 +165,13 @@ pub async fn deleted_offsets(
         .unwrap_or_default())
 }
 
+/// Rows of a table, deleted ones included.
+pub fn physical_rows(dataset: &Dataset) -> u64 {
+    let fragments = dataset.fragments().iter();
+    let rows = fragments.map(|fragment| fragment.physical_rows.unwrap_or_default() as u64);
+    rows.sum()
+}
+
 /// Live rows of `fragment`.
 pub async fn live_rows(table: &str, dataset: &Dataset, fragment: &Fragment) -> Result<u64> {
     if let Some(rows) = fragment.num_rows() {

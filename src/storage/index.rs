@@ -13,6 +13,9 @@ use roaring::RoaringBitmap;
 use super::storage_error;
 use crate::Result;
 
+/// Rows of a page of a BTree, as Lance makes them: with a key for each page, all of it is read.
+pub const PAGE_ROWS: u64 = 4096;
+
 /// What the names of indexes begin with that nobody asked for.
 const PREFIX: &str = "headwater_";
 /// Of how many rows one lies in fragments that an index does not cover when it is extended.

@@ -15,6 +15,7 @@ use super::compare::{
 };
 use super::cost::{Cost, Estimate, Known};
 use super::failed::{self, FailedRows};
+use super::operator::Node;
 use super::options::{RefreshMode, ViewOptions};
 use super::query::Query;
 use super::reason::{
@@ -417,7 +418,15 @@ async fn estimate(
         };
         seconds.insert(function.0.clone(), measured.seconds_per_call());
     }
-    let seconds = &seconds;
+    let estimate = |root: &Node, sources: &[Cost], stored: f64| {
+        let seconds = &seconds;
+        let known = Known {
+            sources,
+            stored,
+            seconds,
+        };
+        Estimate::of(root, &known)
+    };
     let mut estimates: Vec<Estimate> = Vec::with_capacity(stages.len() + 1);
     let mut rows_of_stages: Vec<f64> = Vec::with_capacity(stages.len());
     let cost_of = |planned: &[Planned], since: &[Since], stages: &[f64], made: &[Estimate]| {
@@ -455,27 +464,12 @@ async fn estimate(
         };
         let stored = table.dataset.count_rows(None).await? as f64;
         let sources = cost_of(planned, since, &rows_of_stages, &estimates);
-        let sources = &sources;
-        estimates.push(Estimate::of(
-            root,
-            &Known {
-                sources,
-                stored,
-                seconds,
-            },
-        ));
+        estimates.push(estimate(root, &sources, stored));
         rows_of_stages.push(stored);
     }
     let stored = view.dataset.count_rows(None).await? as f64;
-    let sources = &cost_of(&planned.own, of_view, &rows_of_stages, &estimates);
-    estimates.push(Estimate::of(
-        root,
-        &Known {
-            sources,
-            stored,
-            seconds,
-        },
-    ));
+    let sources = cost_of(&planned.own, of_view, &rows_of_stages, &estimates);
+    estimates.push(estimate(root, &sources, stored));
     Ok(estimates)
 }
 

@@ -11,12 +11,13 @@ use lance::Dataset;
 use super::options::ViewOptions;
 use super::source::{Origin, Source, SourceVersions};
 use crate::Result;
-use crate::storage::index::{Kept, keep_btree};
+use crate::storage::fragments::physical_rows;
+use crate::storage::index::{Kept, PAGE_ROWS, keep_btree};
 
 /// Rows of a table from which on an index may pay.
 const MANY_ROWS: u64 = 4_000_000;
 /// Of how many rows one is looked for, at least: two pages of an index for each.
-const SPARSE: u64 = 2 * 4096;
+const SPARSE: u64 = 2 * PAGE_ROWS;
 
 /// Columns that a pass has looked rows up in, each with how many keys at most: of a source, by its place, or of the rows
 /// that are stored.
@@ -91,8 +92,6 @@ fn is_table(source: &Source) -> bool {
 }
 
 fn pays(dataset: &Dataset, keys: usize) -> bool {
-    let fragments = dataset.fragments().iter();
-    let rows = fragments.map(|fragment| fragment.physical_rows.unwrap_or_default() as u64);
-    let rows: u64 = rows.sum();
+    let rows = physical_rows(dataset);
     rows >= MANY_ROWS && (keys as u64).saturating_mul(SPARSE) <= rows
 }

@@ -25,6 +25,7 @@ use super::pass::Pass;
 use super::relation::{Restriction, Side, columns, project};
 use crate::database::LanceTable;
 use crate::storage::RowSet;
+use crate::storage::fragments::physical_rows;
 use crate::storage::scan::RowFilter;
 use crate::{Error, Result};
 
@@ -74,9 +75,7 @@ pub(super) struct SourceVersions {
 impl SourceVersions {
     /// How many rows the new version has, deleted ones among them.
     pub(super) fn rows(&self) -> u64 {
-        let fragments = self.new.fragments().iter();
-        let rows = fragments.map(|fragment| fragment.physical_rows.unwrap_or_default() as u64);
-        rows.sum()
+        physical_rows(&self.new)
     }
 }
 

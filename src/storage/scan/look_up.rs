@@ -13,11 +13,9 @@ use datafusion::logical_expr::{BinaryExpr, Expr, Operator};
 
 use super::read::Job;
 use crate::Result;
-use crate::storage::index::btree_columns;
+use crate::storage::fragments::physical_rows;
+use crate::storage::index::{PAGE_ROWS, btree_columns};
 use crate::storage::keys::keys_looked_for;
-
-/// Rows of a page of an index: with a key for each page, all of it would be read.
-const PAGE_ROWS: u64 = 4096;
 
 /// The filter of `job` with what it implies in front of it, if an index answers that.
 pub(super) async fn filter(job: &Job) -> Result<Option<Expr>> {
@@ -31,9 +29,7 @@ pub(super) async fn filter(job: &Job) -> Result<Option<Expr>> {
     if indexed.is_empty() {
         return Ok(None);
     }
-    let fragments = job.dataset.fragments().iter();
-    let rows = fragments.map(|fragment| fragment.physical_rows.unwrap_or_default() as u64);
-    let most = rows.sum::<u64>() / PAGE_ROWS;
+    let most = physical_rows(&job.dataset) / PAGE_ROWS;
     let schema = Schema::from(job.dataset.schema());
     let implied = implied(filter, &schema, &indexed, most as usize);
     Ok(implied.map(|implied| implied.and(filter.clone())))

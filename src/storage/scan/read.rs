@@ -156,17 +156,16 @@ impl Job {
     ) -> BoxStream<'static, Result<RecordBatch, DataFusionError>> {
         let opening = async move {
             let mut job = self;
-            let looked_up = look_up::filter(&job).await?;
-            let order = match &looked_up {
-                Some(_) => Order::AtOnce(Reading::Plain),
+            let order = match look_up::filter(&job).await? {
+                Some(filter) => {
+                    job.description = Arc::new(ScanDescription {
+                        filter: Some(filter),
+                        ..job.description.as_ref().clone()
+                    });
+                    Order::AtOnce(Reading::Plain)
+                }
                 None => Order::of(&job).await?,
             };
-            if looked_up.is_some() {
-                job.description = Arc::new(ScanDescription {
-                    filter: looked_up,
-                    ..job.description.as_ref().clone()
-                });
-            }
             let job = Arc::new(job);
             let batches = match order {
                 Order::AtOnce(reading) => job.batches(bytes_read, reading).await?,

@@ -1,8 +1,8 @@
 //! ALTER MATERIALIZED VIEW.
 //!
-//! Options, SUSPEND, UPGRADE FUNCTIONS and a new query are changes of the definition. A query that gives the same columns is one commit
-//! that changes nothing but the definition: the rows stay until the next refresh, which is full. One that gives others
-//! makes the table anew, without rows.
+//! Options, SUSPEND, UPGRADE FUNCTIONS and a new query are changes of the definition. A query that gives the same
+//! columns is one commit that changes nothing but the definition: the rows stay until the next refresh, which is full.
+//! One that gives others makes the table anew, without rows.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
