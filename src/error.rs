@@ -7,12 +7,13 @@
 use std::fmt;
 
 use datafusion::common::DataFusionError;
+use serde::{Deserialize, Serialize};
 
 /// The result of everything that can fail in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What kind of thing went wrong. Callers match on it; people read the message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// The text is not a statement of the dialect.
@@ -37,6 +38,8 @@ pub enum ErrorKind {
     Storage,
     /// The query engine refused or failed.
     Query,
+    /// The cluster can't do the work: there is no executor for it, or its server does not answer.
+    Cluster,
     /// Someone cancelled the statement.
     Cancelled,
     /// A bug of ours.

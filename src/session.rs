@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use datafusion::catalog::{
@@ -19,19 +19,28 @@ use datafusion_cli::catalog::DynamicObjectStoreCatalog;
 use datafusion_session::SessionStore;
 use lance_io::object_store::WrappingObjectStore;
 
+use crate::column::remote::{Opener, UnitCodec};
 use crate::column::system_tables;
-use crate::database::blob::blob_functions;
+use crate::database::blob::{BlobFunctions, blob_functions};
 use crate::database::system::SystemSchema;
 use crate::database::{CATALOG_NAME, Database, DatabaseCatalog, LanceTable, SCHEMA_NAME};
+use crate::engine::Engine;
+use crate::engine::ballista::Cluster;
+use crate::engine::ballista::place::{self, ClusterPlanner};
+use crate::engine::deferred::Codecs;
 use crate::job;
 use crate::job::clock::{Clock, SystemClock};
+use crate::job::environment::Environment;
 use crate::job::jobs::Jobs;
 use crate::job::ledger::Ledger;
 use crate::sql::execute::Executor;
 use crate::sql::parse;
 use crate::sql::statement::Statement;
 use crate::sql::types::TypeNames;
+use crate::storage::keys::KeyFunctions;
+use crate::storage::scan::ScanCodec;
 use crate::storage::{Root, StoreSettings, open};
+use crate::view::functions::ViewFunctions;
 use crate::{Error, Result, view};
 
 /// A database that is open: a DataFusion context whose catalog is the database
@@ -49,6 +58,7 @@ pub struct HeadwaterBuilder {
     storage_options: HashMap<String, String>,
     store_wrapper: Option<Arc<dyn WrappingObjectStore>>,
     clock: Arc<dyn Clock>,
+    engine: Engine,
 }
 
 impl fmt::Debug for HeadwaterBuilder {
@@ -69,6 +79,7 @@ impl Default for HeadwaterBuilder {
             storage_options: HashMap::new(),
             store_wrapper: None,
             clock: Arc::new(SystemClock),
+            engine: Engine::Local,
         }
     }
 }
@@ -173,12 +184,45 @@ impl HeadwaterBuilder {
         self
     }
 
+    /// Where plans run: in this process if nothing is said.
+    pub fn engine(mut self, engine: Engine) -> Self {
+        self.engine = engine;
+        self
+    }
+
+    /// What this program can send to other processes of a cluster, and run for them: nodes and functions of the crate,
+    /// and the functions that it has registered.
+    pub fn codecs(&self) -> Codecs {
+        let wrapper = self.store_wrapper.clone();
+        let opener = Arc::new(Databases {
+            functions: self.functions.clone(),
+            store_wrapper: wrapper.clone(),
+            clock: Arc::clone(&self.clock),
+            open: Mutex::default(),
+        });
+        let codecs = Codecs::default()
+            .with_nodes(Arc::new(ScanCodec::new(wrapper.clone())))
+            .with_nodes(Arc::new(UnitCodec::new(opener)))
+            .with_functions(Arc::new(KeyFunctions))
+            .with_functions(Arc::new(BlobFunctions::new(wrapper)))
+            .with_functions(Arc::new(ViewFunctions));
+        let functions = self.functions.iter().cloned();
+        functions.fold(codecs, Codecs::with_named)
+    }
+
     /// Opens the database.
     ///
     /// # Errors
     ///
-    /// If the URL can't be understood, or the place can't be read.
+    /// If the URL can't be understood, or the place can't be read; [`ErrorKind::Cluster`](crate::ErrorKind::Cluster) if the
+    /// server of a cluster does not answer.
     pub async fn build(self) -> Result<Headwater> {
+        let cluster = match &self.engine {
+            Engine::Local => None,
+            Engine::Ballista { url, security } => {
+                Some(Cluster::new(url, security.clone(), self.codecs())?)
+            }
+        };
         let settings = StoreSettings::new(self.storage_options, self.store_wrapper);
         let root = Root::open(&self.url, settings).await?;
         let database = Arc::new(Database::new(root));
@@ -194,10 +238,18 @@ impl HeadwaterBuilder {
             .with_create_default_catalog_and_schema(false);
         // Text is stored as it is named, whatever the engine uses in memory.
         config.options_mut().sql_parser.map_string_types_to_utf8view = false;
-        let state = SessionStateBuilder::new_from_existing(given.state())
-            .with_config(config)
-            .with_type_planner(Arc::new(TypeNames))
-            .build();
+        let mut builder = SessionStateBuilder::new_from_existing(given.state())
+            .with_type_planner(Arc::new(TypeNames));
+        if let Some(cluster) = cluster {
+            config = place::configure(config);
+            let slots = cluster.slots(None).await?;
+            if slots > 0 {
+                config = config.with_target_partitions(slots);
+            }
+            config = config.with_extension(Arc::new(cluster.clone()));
+            builder = builder.with_query_planner(Arc::new(ClusterPlanner::new(cluster)));
+        }
+        let state = builder.with_config(config).build();
         let context = SessionContext::new_with_state(state);
         let catalog: Arc<dyn CatalogProvider> = Arc::new(DatabaseCatalog::new(
             Arc::clone(&database),
@@ -226,6 +278,57 @@ impl HeadwaterBuilder {
         Ok(Headwater {
             executor: Executor::new(context, Arc::new(jobs)),
         })
+    }
+}
+
+/// Databases that are open for work of other processes.
+struct Databases {
+    functions: Vec<ScalarUDF>,
+    store_wrapper: Option<Arc<dyn WrappingObjectStore>>,
+    clock: Arc<dyn Clock>,
+    open: Mutex<HashMap<String, Headwater>>,
+}
+
+impl fmt::Debug for Databases {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Databases").finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Opener for Databases {
+    async fn open(&self, url: &str, options: &HashMap<String, String>) -> Result<Environment> {
+        let mut sorted: Vec<_> = options.iter().collect();
+        sorted.sort();
+        let key = format!("{url}{sorted:?}");
+        let known = self.lock().get(&key).cloned();
+        let session = match known {
+            Some(session) => session,
+            None => {
+                let builder = HeadwaterBuilder {
+                    url: url.to_string(),
+                    functions: self.functions.clone(),
+                    storage_options: options.clone(),
+                    store_wrapper: self.store_wrapper.clone(),
+                    clock: Arc::clone(&self.clock),
+                    ..Default::default()
+                };
+                let session = Box::pin(builder.build()).await?;
+                self.lock().entry(key).or_insert(session).clone()
+            }
+        };
+        Ok(Environment {
+            database: Arc::clone(session.database()),
+            state: session.context().state(),
+            jobs: Arc::clone(session.jobs()),
+            workers: tokio::runtime::Handle::current(),
+        })
+    }
+}
+
+impl Databases {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Headwater>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -8,11 +8,13 @@
 
 pub mod assess;
 pub mod commit;
+mod computation;
 pub mod compute;
 pub mod declare;
 pub mod mirror;
 pub mod plan;
 pub mod refresh;
+pub mod remote;
 pub mod run;
 pub mod staged;
 pub mod state;

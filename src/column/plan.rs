@@ -1,28 +1,18 @@
 //! Planning one pass of a refresh: which rows of which fragments, and the physical plan.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use datafusion::arrow::datatypes::SchemaRef;
-use datafusion::common::Column as ColumnName;
-use datafusion::execution::SessionState;
-use datafusion::logical_expr::Expr;
-use datafusion::physical_plan::ExecutionPlan;
 use serde::{Deserialize, Serialize};
 
 use super::assess::{Assessment, Column, REQUESTED_FULL, Rows};
-use super::compute::{ColumnComputeExec, ColumnValue, ROW_ADDRESS};
-use super::work::Work;
-use super::write::ColumnWriteExec;
+use super::computation::Computation;
 use crate::database::Table;
-use crate::database::blob::BLOB_READ;
-use crate::database::expression::physical_expression;
 use crate::storage::RowSet;
-use crate::storage::blob::{is_blob, is_descriptor, value_type};
-use crate::storage::column_file::SplitFile;
-use crate::storage::fragments::{all_live_ids, deleted_offsets, live_ids, live_rows, offsets_of};
-use crate::storage::scan::{LanceScanExec, ScanDescription, Window, type_width};
+use crate::storage::blob::is_blob;
+use crate::storage::fragments::{all_live_ids, live_ids, live_rows, offsets_of};
+use crate::storage::scan::type_width;
 use crate::{Error, Result};
 
 /// Rows of a fragment from which on it is divided among workers.
@@ -68,7 +58,7 @@ pub struct ColumnTask {
 }
 
 /// What one worker does at a time: a fragment, or some of its rows.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unit {
     /// The fragment.
     pub fragment: u64,
@@ -328,17 +318,19 @@ impl Pass {
         self.tasks.iter().map(|task| task.column.name()).collect()
     }
 
+    /// What computes its columns.
+    pub fn computation(&self) -> Computation {
+        Computation {
+            table: self.table.clone(),
+            columns: self.tasks.iter().map(|task| task.column.clone()).collect(),
+            rows: self.addresses.clone(),
+            keeps_values: self.keeps_values,
+        }
+    }
+
     /// Names of the stored columns that are read: inputs, and old values where rows keep them.
     pub fn columns_read(&self) -> BTreeSet<String> {
-        let inputs = self
-            .tasks
-            .iter()
-            .flat_map(|task| task.column.inputs.iter().map(|input| input.name.clone()));
-        let mut read: BTreeSet<String> = inputs.collect();
-        if self.keeps_values {
-            read.extend(self.column_names().into_iter().map(str::to_string));
-        }
-        read
+        self.computation().columns_read()
     }
 
     /// Bytes that will probably be read and written: rows × the width of the columns' types.
@@ -353,127 +345,6 @@ impl Pass {
         let written: u64 = self.column_names().into_iter().map(width).sum();
         self.rows_in_fragments * (read + written)
     }
-
-    /// The physical plan: scan the inputs, compute, write a file a unit. `work` is the job that it
-    /// is for, if it is to be run.
-    pub async fn physical_plan(
-        &self,
-        state: &SessionState,
-        batches: BatchSize,
-        units: &[Unit],
-        split: Arc<HashMap<u64, SplitFile>>,
-        work: Option<Arc<Work>>,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
-        let mut columns: Vec<String> = self.columns_read().into_iter().collect();
-        columns.push(ROW_ADDRESS.to_string());
-        let dataset = Arc::clone(&self.table.dataset);
-        let mut description = ScanDescription::new(&dataset);
-        description.columns = columns;
-        description.fragments = units.iter().map(|unit| vec![unit.fragment]).collect();
-        description.windows = self.windows(units).await?;
-        description.in_order = true;
-        description.batch_rows = batches
-            .rows
-            .unwrap_or_else(|| state.config().options().execution.batch_size);
-        if let Some(bytes) = batches.bytes {
-            description.batch_bytes = bytes;
-        }
-        let scan = Arc::new(LanceScanExec::try_new(Arc::clone(&dataset), description)?);
-        let schema: SchemaRef = scan.schema();
-        let values = self
-            .tasks
-            .iter()
-            .zip(&self.addresses)
-            .map(|(task, rows)| {
-                let column = &task.column;
-                let stored_type = value_type(&column.field);
-                let mut expression = column.expression.clone();
-                let result_type = match &column.definition.struct_field {
-                    None => stored_type.clone(),
-                    Some(_) => expression_type(&schema, &expression)?,
-                };
-                let mut old_value = None;
-                if is_blob(&column.field) {
-                    // It is computed and written as bytes, wherever they come from.
-                    if is_descriptor(&expression_type(&schema, &expression)?) {
-                        expression = blob_bytes(state, expression)?;
-                    }
-                    if self.keeps_values {
-                        let own = Expr::Column(ColumnName::new_unqualified(column.name()));
-                        let own = blob_bytes(state, own)?;
-                        old_value = Some(physical_expression(state, &schema, &own, &stored_type)?);
-                    }
-                }
-                let field = column.field.clone().with_metadata(Default::default());
-                Ok(ColumnValue {
-                    field: Arc::new(field.with_data_type(stored_type)),
-                    expression: physical_expression(state, &schema, &expression, &result_type)?,
-                    old_value,
-                    text: column.definition.expression.clone(),
-                    struct_field: column.definition.struct_field.clone(),
-                    rows: rows.clone(),
-                })
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let compute = Arc::new(ColumnComputeExec::new(
-            scan,
-            self.table.name.clone(),
-            Arc::clone(&dataset),
-            values.into(),
-            work.clone(),
-        ));
-        Ok(Arc::new(ColumnWriteExec::new(
-            compute,
-            self.table.name.clone(),
-            dataset,
-            units.into(),
-            split,
-            work,
-        )))
-    }
-
-    /// For each unit that is a part of its fragment, its place among the live rows.
-    async fn windows(&self, units: &[Unit]) -> Result<Vec<Option<Window>>> {
-        if units.iter().all(|unit| unit.rows.is_none()) {
-            return Ok(Vec::new());
-        }
-        let dataset = &self.table.dataset;
-        let mut windows = Vec::with_capacity(units.len());
-        for unit in units {
-            let Some(rows) = &unit.rows else {
-                windows.push(None);
-                continue;
-            };
-            let fragment = dataset.get_fragment(unit.fragment as usize);
-            let fragment = fragment
-                .ok_or_else(|| Error::internal(format!("fragment {} is gone", unit.fragment)))?;
-            let deleted = deleted_offsets(&self.table.name, dataset, fragment.metadata()).await?;
-            let live_before = |row: u32| row as usize - deleted.range_cardinality(..row) as usize;
-            windows.push(Some(Window {
-                skip: live_before(rows.start),
-                rows: live_before(rows.end) - live_before(rows.start),
-            }));
-        }
-        Ok(windows)
-    }
-}
-
-/// The bytes of the blob that `expression` describes.
-fn blob_bytes(state: &SessionState, expression: Expr) -> Result<Expr> {
-    let function = state
-        .scalar_functions()
-        .get(BLOB_READ)
-        .ok_or_else(|| Error::internal(format!("there is no function {BLOB_READ}")))?;
-    Ok(function.call(vec![expression]))
-}
-
-fn expression_type(
-    schema: &SchemaRef,
-    expression: &datafusion::logical_expr::Expr,
-) -> Result<datafusion::arrow::datatypes::DataType> {
-    use datafusion::logical_expr::ExprSchemable;
-    let schema = datafusion::common::DFSchema::try_from(schema.as_ref().clone())?;
-    Ok(expression.get_type(&schema)?)
 }
 
 fn task(column: Column, assessment: Assessment, wanted: &Wanted) -> ColumnTask {

@@ -19,7 +19,6 @@ use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
 
 use super::assess::{Column, rows_changed, same_fields};
-use super::plan::Pass;
 use crate::database::{Database, Table};
 use crate::delta::{FieldIdentity, VersionStamp};
 use crate::job::staged::{from_ipc, new_name, records, write_file, write_record};
@@ -81,19 +80,24 @@ pub struct Staging {
 }
 
 impl Staging {
-    /// For the columns of `pass`, computed by `job`.
-    pub async fn new(database: Arc<Database>, pass: &Pass, job: &str) -> Result<Self> {
-        let columns = pass.tasks.iter().map(|task| StagedColumn {
-            field_id: task.column.field_id,
-            definition: task.column.definition.digest(),
-            inputs: task.column.inputs.clone(),
+    /// For `columns` of `table`, computed by `job`.
+    pub async fn new(
+        database: Arc<Database>,
+        table: &Table,
+        columns: &[Column],
+        job: &str,
+    ) -> Result<Self> {
+        let columns = columns.iter().map(|column| StagedColumn {
+            field_id: column.field_id,
+            definition: column.definition.digest(),
+            inputs: column.inputs.clone(),
             rows: RowSet::default(),
         });
         Ok(Self {
             database,
-            table: pass.table.name.clone(),
+            table: table.name.clone(),
             job: job.to_string(),
-            version: VersionStamp::of(&pass.table.dataset).await?,
+            version: VersionStamp::of(&table.dataset).await?,
             columns: columns.collect(),
         })
     }

@@ -1,5 +1,7 @@
 //! `blob_size(blob)` and `blob_read(blob [, offset, length])`.
 
+use std::collections::HashMap;
+use std::fmt;
 use std::future::Future;
 use std::hash::{Hash, Hasher};
 use std::io;
@@ -13,8 +15,11 @@ use datafusion::common::{DataFusionError, Result as DataFusionResult, ScalarValu
 use datafusion::logical_expr::{
     ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
 };
+use lance_io::object_store::WrappingObjectStore;
 use tokio::runtime::{Builder, Handle, Runtime, RuntimeFlavor};
 
+use crate::engine::deferred::FunctionCodec;
+use crate::storage::StoreSettings;
 use crate::storage::blob::{BlobReader, Part, is_descriptor};
 use crate::{Error, Result};
 
@@ -34,6 +39,55 @@ pub fn blob_functions(reader: &Arc<BlobReader>) -> Vec<ScalarUDF> {
             })
         })
         .collect()
+}
+
+/// Writes the functions over blobs for other processes.
+#[derive(Debug)]
+pub struct BlobFunctions {
+    wrapper: Wrapper,
+}
+
+/// What is put around each store.
+#[derive(Clone)]
+struct Wrapper(Option<Arc<dyn WrappingObjectStore>>);
+
+impl fmt::Debug for Wrapper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Wrapper").finish_non_exhaustive()
+    }
+}
+
+impl BlobFunctions {
+    /// With `wrapper` around each store that they open.
+    pub fn new(wrapper: Option<Arc<dyn WrappingObjectStore>>) -> Self {
+        Self {
+            wrapper: Wrapper(wrapper),
+        }
+    }
+}
+
+impl FunctionCodec for BlobFunctions {
+    fn kind(&self) -> &'static str {
+        "blobs"
+    }
+
+    fn encode(&self, function: &ScalarUDF) -> Option<Result<Vec<u8>>> {
+        let function: &BlobFunction = function.inner().downcast_ref()?;
+        let written = (function.name(), function.reader.options());
+        Some(serde_json::to_vec(&written).map_err(|error| Error::internal(error.to_string())))
+    }
+
+    fn decode(&self, description: &[u8]) -> Result<ScalarUDF> {
+        let unreadable = || Error::internal("a function over blobs can't be read");
+        let (name, options): (String, HashMap<String, String>) =
+            serde_json::from_slice(description).map_err(|error| unreadable().with_source(error))?;
+        let settings = StoreSettings::new(options, self.wrapper.0.clone());
+        let reader = Arc::new(BlobReader::with_caches(settings));
+        let mut functions = blob_functions(&reader).into_iter();
+        functions
+            .find(|function| function.name() == name)
+            .ok_or_else(unreadable)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

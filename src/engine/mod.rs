@@ -1,7 +1,13 @@
-//! Where a physical plan runs: in this process.
+//! Where physical plans run: in this process, or on a [cluster](ballista).
 //!
-//! Nothing above this room knows where its plans run: it gives a plan and gets the batches of
-//! all its partitions, in any order.
+//! Nothing above this room knows where its plans run. For a cluster the nodes of other rooms are written as
+//! [descriptions](deferred) by codecs that these rooms bring.
+
+pub mod ballista;
+pub mod deferred;
+pub mod function;
+pub mod units;
+pub mod wire;
 
 use std::sync::Arc;
 
@@ -14,7 +20,33 @@ use futures::{StreamExt, TryStreamExt, stream};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
+use self::ballista::Security;
 use crate::{Error, ErrorKind, Result};
+
+/// Where plans run.
+#[derive(Debug, Clone, Default)]
+pub enum Engine {
+    /// In this process.
+    #[default]
+    Local,
+    /// On a cluster.
+    Ballista {
+        /// Its scheduler: `df://host:port`, or `df+tls://host:port`.
+        url: String,
+        /// TLS.
+        security: Security,
+    },
+}
+
+impl Engine {
+    /// The cluster whose scheduler is at `url`, such as `df://localhost:50060`, without TLS.
+    pub fn ballista(url: impl Into<String>) -> Self {
+        Self::Ballista {
+            url: url.into(),
+            security: Security::default(),
+        }
+    }
+}
 
 /// Runs every partition of `plan`, `concurrency` at once, each in a task of its own on `workers`, and
 /// gives what each yields when it is whole. No more are begun when `go_on` says so. Dropping the stream

@@ -41,6 +41,33 @@ impl Meter {
         let so_far = functions.entry(function.to_string()).or_default();
         *so_far = (so_far.0 + calls, so_far.1 + time);
     }
+
+    /// Calls by now and their nanoseconds, by function.
+    pub(crate) fn reading(&self) -> BTreeMap<String, (u64, u64)> {
+        let functions = self.functions();
+        let functions = functions.iter().map(|(function, (calls, time))| {
+            let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+            (function.clone(), (*calls, nanoseconds))
+        });
+        functions.collect()
+    }
+
+    /// Adds what another process counted between two moments.
+    pub(crate) fn absorb(
+        &self,
+        before: &BTreeMap<String, (u64, u64)>,
+        now: &BTreeMap<String, (u64, u64)>,
+    ) {
+        for (function, (calls, nanoseconds)) in now {
+            let (calls_before, nanoseconds_before) =
+                before.get(function).copied().unwrap_or((0, 0));
+            self.add(
+                function,
+                calls.saturating_sub(calls_before),
+                Duration::from_nanos(nanoseconds.saturating_sub(nanoseconds_before)),
+            );
+        }
+    }
 }
 
 /// What the calls of a function took in a job.

@@ -1,5 +1,6 @@
 //! What a job has done so far, counted while it runs.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -107,6 +108,15 @@ pub enum Count {
 const COUNTS: usize = Count::Checkpoints as usize + 1;
 const PHASES: usize = Phase::Committing as usize + 1;
 
+/// What was counted by a moment, in whatever process.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Reading {
+    counts: Vec<u64>,
+    nanoseconds: Vec<u64>,
+    /// Calls of users' functions, and their nanoseconds, by function.
+    calls: BTreeMap<String, (u64, u64)>,
+}
+
 /// Counts while a job runs; shared by all that work for it.
 #[derive(Debug, Default)]
 pub struct Counters {
@@ -145,6 +155,29 @@ impl Counters {
     /// Adds the time since `started` to a phase.
     pub fn spent_since(&self, phase: Phase, started: Instant) {
         self.spent(phase, started.elapsed());
+    }
+
+    /// What was counted by now.
+    pub fn reading(&self) -> Reading {
+        let read = |all: &[AtomicU64]| all.iter().map(|one| one.load(Ordering::Relaxed)).collect();
+        Reading {
+            counts: read(&self.counts),
+            nanoseconds: read(&self.nanoseconds),
+            calls: self.meter.reading(),
+        }
+    }
+
+    /// Adds what another process counted between two moments. The second may be the earlier one: then it is taken back.
+    pub fn absorb(&self, before: &Reading, now: &Reading) {
+        let add = |all: &[AtomicU64], before: &[u64], now: &[u64]| {
+            for (place, one) in all.iter().enumerate() {
+                let at = |reading: &[u64]| reading.get(place).copied().unwrap_or(0);
+                one.fetch_add(at(now).wrapping_sub(at(before)), Ordering::Relaxed);
+            }
+        };
+        add(&self.counts, &before.counts, &now.counts);
+        add(&self.nanoseconds, &before.nanoseconds, &now.nanoseconds);
+        self.meter.absorb(&before.calls, &now.calls);
     }
 
     /// The figures as they are now.
@@ -194,6 +227,22 @@ mod tests {
         assert_eq!((figures.rows_computed, figures.rows_pending), (7, 5));
         assert_eq!(figures.committing_seconds, 0.002);
         assert_eq!(figures.checkpoints, 0);
+    }
+
+    #[test]
+    fn what_others_count_is_added_as_it_grows() {
+        let (here, there) = (Counters::default(), Counters::default());
+        here.add(Count::RowsComputed, 10);
+        let mut before = Reading::default();
+        for _ in 0..3 {
+            there.add(Count::RowsComputed, 2);
+            let now = there.reading();
+            here.absorb(&before, &now);
+            before = now;
+        }
+        assert_eq!(here.get(Count::RowsComputed), 16);
+        here.absorb(&before, &Reading::default());
+        assert_eq!(here.get(Count::RowsComputed), 10);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use tokio::runtime::Handle;
 
 use super::jobs::Jobs;
 use crate::database::Database;
+use crate::engine::ballista::Cluster;
 
 /// What the work of a job runs in.
 #[derive(Debug, Clone)]
@@ -19,4 +20,11 @@ pub struct Environment {
     pub jobs: Arc<Jobs>,
     /// Where rows are computed.
     pub workers: Handle,
+}
+
+impl Environment {
+    /// The cluster that work is given to; `None` if it is done in this process.
+    pub fn cluster(&self) -> Option<Arc<Cluster>> {
+        self.state.config().get_extension::<Cluster>()
+    }
 }

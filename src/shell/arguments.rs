@@ -12,7 +12,7 @@ use datafusion::prelude::SessionContext;
 use datafusion_cli::print_format::PrintFormat;
 use datafusion_cli::print_options::MaxRows;
 
-use super::serve;
+use super::{executor, serve};
 use crate::session::Headwater;
 use crate::{Error, ErrorKind, Result};
 
@@ -219,7 +219,14 @@ pub(super) fn unavailable(database: &str) -> Option<Error> {
             ),
         );
     }
-    if matches!(database, "server" | "executor") {
+    if database == executor::NAME {
+        return Some(
+            Error::invalid("executor is a subcommand: it comes first, then its options").with_hint(
+                "headwater executor --scheduler …; for a database in a folder of that name, write ./executor",
+            ),
+        );
+    }
+    if database == "server" {
         return Some(
             Error::not_available(format!("the subcommand '{database}'")).with_hint(format!(
                 "for a database in a folder of that name, write ./{database}"

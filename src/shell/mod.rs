@@ -20,6 +20,7 @@ use crate::{Error, ErrorKind, Result};
 
 mod arguments;
 mod completion;
+mod executor;
 mod help;
 mod interactive;
 mod interrupt;
@@ -51,6 +52,10 @@ pub fn run(args: impl IntoIterator<Item = OsString>, builder: HeadwaterBuilder) 
     if args.get(1).is_some_and(|arg| arg == serve::NAME) {
         log_to_stderr();
         return serve::run(args.into_iter().skip(1).collect(), builder);
+    }
+    if args.get(1).is_some_and(|arg| arg == executor::NAME) {
+        log_to_stderr();
+        return executor::run(args.into_iter().skip(1).collect(), builder);
     }
     // A subcommand has arguments of its own, which must not be taken for wrong ones of ours.
     if let Some(error) = args

@@ -84,7 +84,7 @@ pub(super) struct ServeArguments {
 }
 
 /// Reads a time: a number of seconds, or with a unit.
-fn time(text: &str) -> Result<Duration, String> {
+pub(super) fn time(text: &str) -> Result<Duration, String> {
     parse_duration(text)
         .filter(|time| *time <= Duration::from_secs(366 * 86_400))
         .ok_or_else(|| "a time is written like 30s, 10m or '1 hour', up to 366 days".to_string())
@@ -177,7 +177,7 @@ fn now() -> String {
 }
 
 /// Listens for signals: the first makes what is given back true, the second ends the process.
-fn listen() -> io::Result<watch::Receiver<bool>> {
+pub(super) fn listen() -> io::Result<watch::Receiver<bool>> {
     let (sender, receiver) = watch::channel(false);
     let mut signals = Signals::new()?;
     tokio::spawn(async move {

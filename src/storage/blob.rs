@@ -354,6 +354,16 @@ impl BlobReader {
         }
     }
 
+    /// The same, with caches of its own.
+    pub fn with_caches(settings: StoreSettings) -> Self {
+        Self::new(settings, super::new_session())
+    }
+
+    /// Options of the stores.
+    pub fn options(&self) -> &HashMap<String, String> {
+        self.settings.options()
+    }
+
     /// Closes all tables, and opens the next ones with `session`.
     pub fn forget(&self, session: Arc<Session>) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);

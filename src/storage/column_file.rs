@@ -82,6 +82,18 @@ impl SplitFile {
         })
     }
 
+    /// The file as text, for another process that writes a part of it.
+    pub fn write(&self) -> Result<String> {
+        to_json(&self.target)
+    }
+
+    /// Reads what [`write`](Self::write) wrote, for `columns` of `table`.
+    pub fn read(text: &str, table: &str, dataset: &Arc<Dataset>, columns: &[&str]) -> Result<Self> {
+        let mut file = Self::new(table, dataset, columns)?;
+        file.target = from_json(text)?;
+        Ok(file)
+    }
+
     /// Writes some of its rows. Gives the part, as JSON of Lance's `DataFilePart`, and its bytes.
     pub async fn write_part(
         &self,

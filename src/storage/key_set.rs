@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use datafusion::arrow::array::{Array, ArrayRef, AsArray, BooleanArray};
 use datafusion::arrow::buffer::{BooleanBuffer, ScalarBuffer};
 use datafusion::arrow::compute::cast;
-use datafusion::arrow::datatypes::{DataType, Int64Type, UInt64Type};
+use datafusion::arrow::datatypes::{DataType, Field, Int64Type, Schema, UInt64Type};
 use datafusion::common::hash_utils::RandomState;
 use datafusion::common::{DataFusionError, Result, ScalarValue};
 use datafusion::execution::SendableRecordBatchStream;
@@ -17,6 +17,7 @@ use futures::StreamExt;
 
 use super::keys::RowEncoder;
 use super::row_set::RowSet;
+use crate::engine::wire;
 
 /// A set of keys.
 #[derive(Debug)]
@@ -185,6 +186,76 @@ impl KeySet {
         Some((values, *has_null))
     }
 
+    /// The set as bytes: whether NULL is in it, the types of the key, and the keys.
+    pub fn write(&self) -> Vec<u8> {
+        let (types, has_null, keys) = match &self.keys {
+            Keys::Integers {
+                data_type,
+                found,
+                has_null,
+                ..
+            } => {
+                let numbers: RowSet = found.iter().copied().collect();
+                (
+                    vec![data_type.clone()],
+                    *has_null,
+                    numbers.encode().into_bytes(),
+                )
+            }
+            Keys::Rows { encoder, found } => {
+                let mut keys = Vec::new();
+                for key in found {
+                    keys.extend_from_slice(&(key.len() as u32).to_le_bytes());
+                    keys.extend_from_slice(key);
+                }
+                (encoder.types().to_vec(), false, keys)
+            }
+        };
+        let fields = types
+            .into_iter()
+            .map(|data_type| Field::new("", data_type, true));
+        let schema = Schema::new(fields.collect::<Vec<_>>());
+        // Writing to memory can't fail; if it did, reading would say so.
+        let types = wire::write_schema(&schema).unwrap_or_default();
+        let mut bytes = vec![u8::from(has_null)];
+        bytes.extend_from_slice(&(types.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(types.as_bytes());
+        bytes.extend_from_slice(&keys);
+        bytes
+    }
+
+    /// Reads what [`write`](Self::write) wrote.
+    ///
+    /// # Errors
+    ///
+    /// If it is something else, or was cut.
+    pub fn read(bytes: &[u8]) -> crate::Result<Self> {
+        let broken = || crate::Error::internal("a set of keys of another process can't be read");
+        let (null, rest) = bytes.split_first().ok_or_else(broken)?;
+        let (types, mut rest) = split(rest).ok_or_else(broken)?;
+        let types = std::str::from_utf8(types).map_err(|_| broken())?;
+        let types = wire::read_schema(types)?;
+        let types = types.fields().iter().map(|field| field.data_type());
+        let mut set = Self::new(types)?.ok_or_else(broken)?;
+        match &mut set.keys {
+            Keys::Integers {
+                found, has_null, ..
+            } => {
+                let numbers = std::str::from_utf8(rest).map_err(|_| broken())?;
+                *found = RowSet::decode(numbers)?.iter().collect();
+                *has_null = *null != 0;
+            }
+            Keys::Rows { found, .. } => {
+                while !rest.is_empty() {
+                    let (key, more) = split(rest).ok_or_else(broken)?;
+                    found.insert(key.into());
+                    rest = more;
+                }
+            }
+        }
+        Ok(set)
+    }
+
     /// How many keys.
     pub fn len(&self) -> usize {
         match &self.keys {
@@ -246,6 +317,12 @@ impl KeySet {
     }
 }
 
+/// Bytes that are preceded by their number, and those behind them.
+fn split(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (length, rest) = bytes.split_first_chunk::<4>()?;
+    rest.split_at_checked(u32::from_le_bytes(*length) as usize)
+}
+
 /// Types whose values are as many bits as an `i64` has, or less.
 fn is_integer(data_type: &DataType) -> bool {
     data_type.is_integer()
@@ -274,7 +351,7 @@ fn integers(column: &ArrayRef, data_type: &DataType) -> Result<(ScalarBuffer<u64
 mod tests {
     use std::sync::Arc;
 
-    use datafusion::arrow::array::Int64Array;
+    use datafusion::arrow::array::{Int64Array, StringArray};
 
     use super::*;
 
@@ -290,6 +367,22 @@ mod tests {
         }
         let found = set.contained(&[values]).unwrap();
         found.iter().map(|found| found.unwrap()).collect()
+    }
+
+    #[test]
+    fn a_set_is_read_as_it_was_written() {
+        let numbers: ArrayRef = Arc::new(Int64Array::from(vec![Some(-3), None, Some(1 << 40)]));
+        let texts: ArrayRef = Arc::new(StringArray::from(vec![Some("a"), None, Some("")]));
+        for columns in [vec![Arc::clone(&numbers)], vec![texts, numbers]] {
+            let types = columns.iter().map(|column| column.data_type());
+            let mut set = KeySet::new(types).unwrap().unwrap();
+            set.insert(&columns).unwrap();
+            let bytes = set.write();
+            let read = KeySet::read(&bytes).unwrap();
+            assert_eq!(read.len(), set.len());
+            assert_eq!(read.contained(&columns).unwrap().true_count(), 3);
+            assert!(KeySet::read(&bytes[..7]).is_err());
+        }
     }
 
     #[test]

@@ -13,11 +13,12 @@ use datafusion::arrow::row::{RowConverter, Rows, SortField};
 use datafusion::common::{DFSchema, DataFusionError, Result};
 use datafusion::logical_expr::{
     ColumnarValue, Expr, ExprSchemable, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature,
-    Volatility,
+    TypeSignature, Volatility,
 };
 
 use super::key_set::KeySet;
 use super::row_set::RowSet;
+use crate::engine::deferred::FunctionCodec;
 
 /// Turns rows into bytes that are equal when the rows are.
 #[derive(Debug)]
@@ -36,6 +37,11 @@ impl RowEncoder {
         }
         let converter = RowConverter::new(fields)?;
         Ok(Some(Self { types, converter }))
+    }
+
+    /// The types of the rows.
+    pub fn types(&self) -> &[DataType] {
+        &self.types
     }
 
     /// The bytes of each row.
@@ -168,6 +174,48 @@ impl ScalarUDFImpl for OneZero {
         column
             .map(ColumnarValue::Array)
             .ok_or_else(|| DataFusionError::Internal("one_zero() of nothing".to_string()))
+    }
+}
+
+/// Writes functions over keys for other processes.
+#[derive(Debug)]
+pub struct KeyFunctions;
+
+/// What [`KeyFunctions`] writes of [`one_zero`]; of [`in_keys`] it writes the number of columns and the set.
+const ONE_ZERO: &[u8] = b"one_zero";
+
+impl FunctionCodec for KeyFunctions {
+    fn kind(&self) -> &'static str {
+        "keys"
+    }
+
+    fn encode(&self, function: &ScalarUDF) -> Option<crate::Result<Vec<u8>>> {
+        if function.inner().is::<OneZero>() {
+            return Some(Ok(ONE_ZERO.to_vec()));
+        }
+        let function: &InKeys = function.inner().downcast_ref()?;
+        let columns = match function.signature.type_signature {
+            TypeSignature::Any(columns) => columns as u32,
+            _ => return None,
+        };
+        let mut bytes = columns.to_le_bytes().to_vec();
+        bytes.extend(function.keys.write());
+        Some(Ok(bytes))
+    }
+
+    fn decode(&self, description: &[u8]) -> crate::Result<ScalarUDF> {
+        if description == ONE_ZERO {
+            let signature = Signature::any(1, Volatility::Immutable);
+            return Ok(ScalarUDF::new_from_impl(OneZero { signature }));
+        }
+        let (columns, keys) = description
+            .split_first_chunk::<4>()
+            .ok_or_else(|| crate::Error::internal("a function over keys can't be read"))?;
+        let columns = u32::from_le_bytes(*columns) as usize;
+        Ok(ScalarUDF::new_from_impl(InKeys {
+            keys: Arc::new(KeySet::read(keys)?),
+            signature: Signature::any(columns, Volatility::Immutable),
+        }))
     }
 }
 

@@ -25,6 +25,7 @@ pub mod write;
 
 pub use commit::{Properties, commit, with_retries, with_retries_until_known};
 pub use open::{open, refused, storage_error};
+use root::new_session;
 pub use root::{OwnFile, Root};
 pub use row_set::RowSet;
 pub use store::StoreSettings;

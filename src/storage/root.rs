@@ -375,7 +375,8 @@ impl Root {
     }
 }
 
-fn new_session() -> Arc<Session> {
+/// What is cached of the tables that a process has open.
+pub(super) fn new_session() -> Arc<Session> {
     Arc::new(Session::new(
         INDEX_CACHE_BYTES,
         METADATA_CACHE_BYTES,

@@ -25,6 +25,7 @@ pub mod explain;
 mod extract;
 pub mod failed;
 pub mod failures;
+pub mod functions;
 mod group;
 mod grouping_sets;
 mod index;

@@ -187,10 +187,7 @@ impl ViewOptions {
                 true => fields.map(|field| field.name().clone()).collect(),
                 false => keys.to_vec(),
             };
-            let shuffle = ScalarUDF::new_from_impl(Shuffle {
-                seed,
-                signature: Signature::variadic_any(Volatility::Immutable),
-            });
+            let shuffle = ScalarUDF::new_from_impl(Shuffle::new(seed));
             let place = shuffle.call(names.iter().map(column).collect());
             order.push(place.sort(true, false));
         }
@@ -208,9 +205,22 @@ fn not_an_order(text: &str, message: String) -> Error {
 
 /// A row's place in a pseudo-random order.
 #[derive(Debug, PartialEq, Eq, Hash)]
-struct Shuffle {
+pub(super) struct Shuffle {
     seed: u64,
     signature: Signature,
+}
+
+impl Shuffle {
+    pub(super) fn new(seed: u64) -> Self {
+        Self {
+            seed,
+            signature: Signature::variadic_any(Volatility::Immutable),
+        }
+    }
+
+    pub(super) fn seed(&self) -> u64 {
+        self.seed
+    }
 }
 
 impl ScalarUDFImpl for Shuffle {

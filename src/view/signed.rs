@@ -342,11 +342,7 @@ impl Operator for SignedGroup {
 fn mean(sum: Expr, count: Expr, data_type: &DataType) -> Expr {
     match data_type {
         DataType::Decimal128(_, _) => {
-            let function = DecimalMean {
-                data_type: data_type.clone(),
-                signature: Signature::any(2, Volatility::Immutable),
-            };
-            ScalarUDF::new_from_impl(function).call(vec![sum, count])
+            ScalarUDF::new_from_impl(DecimalMean::new(data_type.clone())).call(vec![sum, count])
         }
         _ => cast(sum, DataType::Float64) / cast(count, DataType::Float64),
     }
@@ -354,9 +350,22 @@ fn mean(sum: Expr, count: Expr, data_type: &DataType) -> Expr {
 
 /// The mean of decimals, with as many digits as DataFusion's `avg` gives: the rest is cut off.
 #[derive(Debug, PartialEq, Eq, Hash)]
-struct DecimalMean {
+pub(super) struct DecimalMean {
     data_type: DataType,
     signature: Signature,
+}
+
+impl DecimalMean {
+    pub(super) fn new(data_type: DataType) -> Self {
+        Self {
+            data_type,
+            signature: Signature::any(2, Volatility::Immutable),
+        }
+    }
+
+    pub(super) fn data_type(&self) -> &DataType {
+        &self.data_type
+    }
 }
 
 impl ScalarUDFImpl for DecimalMean {

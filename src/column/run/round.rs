@@ -20,6 +20,7 @@ use crate::column::assess::{Column, Rows, rows_changed};
 use crate::column::commit::{Committer, Outcome, Written};
 use crate::column::plan::{Pass, Unit};
 use crate::column::refresh::{CHECKPOINT_INTERVAL, COMMIT_EVERY, COMMIT_INTERVAL};
+use crate::column::remote::{self, run_units};
 use crate::column::staged::{Staged, Staging};
 use crate::column::state::ColumnState;
 use crate::column::work::{Pace, Work, is_stop};
@@ -35,6 +36,8 @@ use crate::{Error, Result};
 
 /// How long units that were told to stop are waited for: they write down what they have.
 const GRACE: Duration = Duration::from_millis(700);
+/// The same for units of other processes, which hear of it later.
+const REMOTE_GRACE: Duration = Duration::from_millis(1500);
 /// How long a written fragment may be known to its driver only.
 const UNRECORDED: Duration = Duration::from_secs(1);
 
@@ -103,6 +106,13 @@ impl Run {
             .settings()
             .checkpoint_interval
             .unwrap_or(CHECKPOINT_INTERVAL);
+        let computation = pass.computation();
+        let staging = Staging::new(
+            Arc::clone(&database),
+            &computation.table,
+            &computation.columns,
+            self.driver.id(),
+        );
         let work = Arc::new(Work {
             job: self.driver.id().to_string(),
             signal: self.driver.signal().clone(),
@@ -110,7 +120,7 @@ impl Run {
             checkpoint_interval,
             ledger: self.driver.ledger().clone(),
             database: Arc::clone(&database),
-            staging: Staging::new(Arc::clone(&database), pass, self.driver.id()).await?,
+            staging: staging.await?,
             staged: Arc::new(staged),
             counts_reused: is_first,
             pace: match self.settings().fixed_batches {
@@ -276,8 +286,24 @@ impl Flight<'_> {
         let state = &self.run.environment.state;
         let batches = self.run.settings().batches;
         self.pass
+            .computation()
             .physical_plan(state, batches, units, split, work)
             .await
+    }
+
+    /// What a cluster has to know of the round.
+    fn remote_round(&self) -> remote::Round {
+        let settings = self.run.settings();
+        let is_forced = self.run.request.is_forced();
+        remote::Round {
+            computation: self.pass.computation(),
+            work: Arc::clone(&self.work),
+            batches: settings.batches,
+            fixed_batches: settings.fixed_batches,
+            staged: (!self.work.staged.is_empty())
+                .then(|| is_forced.then(|| self.work.job.clone())),
+            pool: None,
+        }
     }
 
     /// Runs the units, and commits what is due meanwhile.
@@ -285,7 +311,7 @@ impl Flight<'_> {
         &mut self,
         plan: Arc<dyn ExecutionPlan>,
         units: &[Unit],
-        split: &HashMap<u64, SplitFile>,
+        split: &Arc<HashMap<u64, SplitFile>>,
         concurrency: usize,
     ) -> Result<Landing> {
         let signal = self.work.signal.clone();
@@ -294,13 +320,34 @@ impl Flight<'_> {
             move || !matches!(signal.now(), Signal::Stop(_)) && !overtaken.load(Ordering::Relaxed)
         };
         let environment = &self.run.environment;
-        let mut writing = run_partitions(
-            plan,
-            environment.state.task_ctx(),
-            concurrency,
-            environment.workers.clone(),
-            go_on,
-        );
+        let cluster = environment.cluster();
+        let grace_for_all = match &cluster {
+            Some(_) => REMOTE_GRACE,
+            None => GRACE,
+        };
+        let mut writing = match cluster {
+            Some(cluster) => run_units(
+                environment,
+                cluster,
+                self.remote_round(),
+                units.to_vec(),
+                Arc::clone(split),
+                concurrency,
+                go_on,
+            ),
+            None => run_partitions(
+                plan,
+                environment.state.task_ctx(),
+                concurrency,
+                environment.workers.clone(),
+                go_on,
+            )
+            .map(|batches| {
+                let written = batches?.into_iter().map(|batch| written_units(&batch));
+                Ok(written.collect::<Result<Vec<_>>>()?.concat())
+            })
+            .boxed(),
+        };
         let mut failed = None;
         let mut grace: Option<Instant> = None;
         let stopped = loop {
@@ -312,11 +359,9 @@ impl Flight<'_> {
                         Signal::Stop(stop) => Some(stop),
                         _ => None,
                     },
-                    Some(Ok(batches)) => {
-                        for batch in batches {
-                            for written in written_units(&batch)? {
-                                self.written(written.unit, units, written.file, split).await?;
-                            }
+                    Some(Ok(units_written)) => {
+                        for written in units_written {
+                            self.written(written.unit, units, written.file, split).await?;
                         }
                     }
                     Some(Err(error)) if is_stop(&error) => {}
@@ -328,7 +373,7 @@ impl Flight<'_> {
                 },
                 stop = signal.stopped(), if grace.is_none() => {
                     let _ = stop;
-                    grace = Some(Instant::now() + GRACE);
+                    grace = Some(Instant::now() + grace_for_all);
                 }
                 () = until(grace), if grace.is_some() => break match signal.now() {
                     Signal::Stop(stop) => Some(stop),

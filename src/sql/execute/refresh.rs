@@ -98,6 +98,7 @@ impl Executor {
                     let cores = state.config().target_partitions();
                     let units = pass.units(settings.concurrency.unwrap_or(cores));
                     let plan = pass
+                        .computation()
                         .physical_plan(&state, settings.batches, &units, Arc::default(), None)
                         .await?;
                     let text = DisplayableExecutionPlan::new(plan.as_ref())

@@ -12,6 +12,7 @@ mod late;
 mod look_up;
 mod partition;
 mod read;
+mod remote;
 mod rows;
 mod schema;
 #[cfg(test)]
@@ -34,6 +35,7 @@ use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties,
 };
 use lance::Dataset;
+use serde::{Deserialize, Serialize};
 
 use self::rows::Shown;
 use crate::storage::open::table_name;
@@ -41,6 +43,7 @@ use crate::{Error, ErrorKind, Result};
 
 pub use filter::can_push_down;
 pub use partition::{fragment_rows, partition_fragments};
+pub use remote::ScanCodec;
 pub use rows::{RowFilter, selected_rows};
 pub use schema::{row_field, table_schema};
 pub use width::type_width;
@@ -52,7 +55,7 @@ pub const DEFAULT_BATCH_ROWS: usize = 8192;
 pub const DEFAULT_BATCH_BYTES: u64 = 16 * 1024 * 1024;
 
 /// What a scan shows of a blob column.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Blobs {
     /// Where the bytes are and how many, read without touching them.
     #[default]
@@ -62,7 +65,7 @@ pub enum Blobs {
 }
 
 /// Some of the rows of a partition.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Window {
     /// Live rows before the first.
     pub skip: usize,

@@ -1,0 +1,500 @@
+//! Units of a pass that other processes compute.
+//!
+//! A unit is sent as a description: which rows of which fragment, of which columns by which definitions. An executor
+//! opens the table at the same version, plans the same computation, and writes the same kind of files as a worker of this
+//! process. What it gives is one row: the file, or the error, and what was counted. That it runs twice, or twice at
+//! once, does no harm: files that no driver hears of are never read.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use backon::{ExponentialBuilder, Retryable};
+use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray};
+use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt, future, stream};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+use super::assess::{Column, Rows};
+use super::computation::Computation;
+use super::plan::{BatchSize, Unit};
+use super::staged::{Staged, Staging};
+use super::work::{Pace, Work};
+use super::write::{WrittenUnit, written_units};
+use crate::engine::ballista::board::Inquiry;
+use crate::engine::ballista::{Cluster, Purpose};
+use crate::engine::deferred::{Codecs, DeferredExec, NodeCodec};
+use crate::engine::units::{self, Units};
+use crate::engine::wire::{find_error, write_error};
+use crate::job::counters::{Counters, Reading};
+use crate::job::environment::Environment;
+use crate::job::signal::{Signal, Signaller};
+use crate::storage::RowSet;
+use crate::storage::column_file::SplitFile;
+use crate::{Error, ErrorKind, Result};
+
+/// The name of the kind of node.
+const KIND: &str = "column unit";
+/// How often a driver asks how far its units are, and says what its job is told.
+const INQUIRIES: Duration = Duration::from_millis(200);
+/// How often a unit is given to the cluster again that the cluster is to blame for.
+const ATTEMPTS: usize = 4;
+
+/// A unit as it is sent.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Description {
+    /// Tells it from others.
+    token: String,
+    database: String,
+    storage_options: HashMap<String, String>,
+    job: String,
+    table: String,
+    version: u64,
+    columns: Vec<DescribedColumn>,
+    keeps_values: bool,
+    unit: Unit,
+    /// The file that it writes a part of, if its fragment is divided.
+    split: Option<String>,
+    batches: BatchSize,
+    fixed_batches: bool,
+    checkpoint_interval: Duration,
+    counts_reused: bool,
+    /// Whether earlier runs have left results, and if so whose are used: those of all, or of one job.
+    staged: Option<Option<String>>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct DescribedColumn {
+    name: String,
+    definition: String,
+    /// Addresses of the rows to compute; `None` for all.
+    rows: Option<RowSet>,
+}
+
+/// What a unit came to.
+#[derive(Debug, Serialize, Deserialize)]
+struct Outcome {
+    /// The file, as JSON of Lance's.
+    file: Option<String>,
+    /// Why there is none.
+    error: Option<String>,
+    counted: Reading,
+}
+
+fn output_schema() -> SchemaRef {
+    let outcome = Field::new("outcome", DataType::Utf8, false);
+    Arc::new(Schema::new(vec![outcome]))
+}
+
+/// What all units of a round share.
+#[derive(Debug, Clone)]
+pub(super) struct Round {
+    pub(super) computation: Computation,
+    pub(super) work: Arc<Work>,
+    pub(super) batches: BatchSize,
+    pub(super) fixed_batches: bool,
+    /// Whose staged results are used, if there are any.
+    pub(super) staged: Option<Option<String>>,
+    pub(super) pool: Option<String>,
+}
+
+/// Has `units` computed by a cluster, `concurrency` at once. No more are begun when `go_on` says so. Dropping the
+/// stream stops them.
+pub(super) fn run_units(
+    environment: &Environment,
+    cluster: Arc<Cluster>,
+    round: Round,
+    units: Vec<Unit>,
+    split: Arc<HashMap<u64, SplitFile>>,
+    concurrency: usize,
+    go_on: impl Fn() -> bool + Send + Sync + 'static,
+) -> BoxStream<'static, Result<Vec<WrittenUnit>>> {
+    let round = Arc::new(round);
+    let config = environment.state.config().clone();
+    let watch = Watch::begin(Arc::clone(&cluster), &round.work);
+    stream::iter(units.into_iter().enumerate())
+        .take_while(move |_| future::ready(go_on()))
+        .map(move |(place, unit)| {
+            let (round, cluster) = (Arc::clone(&round), Arc::clone(&cluster));
+            let (config, watch) = (config.clone(), watch.clone());
+            let split = split.get(&unit.fragment).cloned();
+            async move {
+                let attempt = || async {
+                    let split = split.as_ref().map(SplitFile::write).transpose()?;
+                    let description = round.describe(unit.clone(), split);
+                    let watched = watch.unit(&description.token);
+                    let bytes = serde_json::to_vec(&description).map_err(|error| {
+                        Error::internal(format!("a unit can't be written: {error}"))
+                    })?;
+                    let text = format!(
+                        "ColumnUnit: table={}, fragment={}",
+                        description.table, unit.fragment
+                    );
+                    let node = DeferredExec::new(KIND, bytes, output_schema(), vec![Some(1)])
+                        .with_text(text);
+                    let purpose = Purpose {
+                        job: Some(round.work.job.clone()),
+                        pool: round.pool.clone(),
+                    };
+                    let outcome = cluster.run(Arc::new(node), &config, &purpose).await?;
+                    let outcome = read_outcome(&outcome)?;
+                    watched.end(&outcome.counted);
+                    match (outcome.file, outcome.error) {
+                        (Some(file), _) => Ok(vec![WrittenUnit { unit: place, file }]),
+                        (None, Some(error)) => Err(find_error(&error)
+                            .unwrap_or_else(|| Error::internal("a unit failed without a reason"))),
+                        (None, None) => Err(Error::internal("a unit gave neither file nor error")),
+                    }
+                };
+                let retries = ExponentialBuilder::default()
+                    .with_min_delay(Duration::from_millis(200))
+                    .with_max_times(ATTEMPTS - 1);
+                let may_help = |error: &Error| {
+                    error.kind() == ErrorKind::Cluster
+                        && !matches!(round.work.signal.now(), Signal::Stop(_))
+                };
+                attempt
+                    .retry(retries)
+                    .when(may_help)
+                    .notify(|error, _| log::warn!("a unit is given out again: {error}"))
+                    .await
+            }
+        })
+        .buffer_unordered(concurrency.max(1))
+        .boxed()
+}
+
+impl Round {
+    fn describe(&self, unit: Unit, split: Option<String>) -> Description {
+        let Computation {
+            table,
+            columns,
+            rows,
+            keeps_values,
+        } = &self.computation;
+        let addresses = unit.fragment << 32..(unit.fragment + 1) << 32;
+        let columns = columns
+            .iter()
+            .zip(rows)
+            .map(|(column, rows)| DescribedColumn {
+                name: column.name().to_string(),
+                definition: column.definition.digest(),
+                rows: match rows {
+                    Rows::All => None,
+                    Rows::Some(rows) => Some(rows.range(addresses.clone()).collect()),
+                },
+            });
+        let root = self.work.database.root();
+        Description {
+            token: Uuid::new_v4().to_string(),
+            database: root.url().to_string(),
+            storage_options: root.settings().options().clone(),
+            job: self.work.job.clone(),
+            table: table.name.clone(),
+            version: table.version(),
+            columns: columns.collect(),
+            keeps_values: *keeps_values,
+            unit,
+            split,
+            batches: self.batches,
+            fixed_batches: self.fixed_batches,
+            checkpoint_interval: self.work.checkpoint_interval,
+            counts_reused: self.work.counts_reused,
+            staged: self.staged.clone(),
+        }
+    }
+}
+
+fn read_outcome(batches: &[RecordBatch]) -> Result<Outcome> {
+    let broken = || Error::internal("what a unit gave can't be read");
+    let [batch] = batches else {
+        return Err(broken());
+    };
+    let outcomes = batch.column(0).as_string_opt::<i32>().ok_or_else(broken)?;
+    match outcomes.len() {
+        1 => serde_json::from_str(outcomes.value(0)).map_err(|error| broken().with_source(error)),
+        _ => Err(broken()),
+    }
+}
+
+/// Tells the units of a round what their job is told, and counts how far they are.
+#[derive(Debug, Clone)]
+struct Watch {
+    readings: Arc<Mutex<BTreeMap<String, Reading>>>,
+    counters: Arc<Counters>,
+    _task: Arc<JoinSet<()>>,
+}
+
+impl Watch {
+    fn begin(cluster: Arc<Cluster>, work: &Arc<Work>) -> Self {
+        let readings: Arc<Mutex<BTreeMap<String, Reading>>> = Arc::default();
+        let mut task = JoinSet::new();
+        let (watched, counters, signal) = (
+            Arc::clone(&readings),
+            Arc::clone(&work.counters),
+            work.signal.clone(),
+        );
+        task.spawn(async move {
+            loop {
+                tokio::time::sleep(INQUIRIES).await;
+                let said = serde_json::to_value(signal.now()).unwrap_or(Value::Null);
+                let tokens: Vec<String> = lock(&watched).keys().cloned().collect();
+                let units = tokens.into_iter().map(|token| (token, said.clone()));
+                let inquiry = Inquiry {
+                    units: units.collect(),
+                };
+                if inquiry.units.is_empty() {
+                    continue;
+                }
+                let Ok(answer) = cluster.inquire(&inquiry).await else {
+                    continue;
+                };
+                for (token, progress) in answer.units {
+                    if let Ok(now) = serde_json::from_value::<Reading>(progress)
+                        && let Some(before) = lock(&watched).get_mut(&token)
+                    {
+                        counters.absorb(before, &now);
+                        *before = now;
+                    }
+                }
+            }
+        });
+        Self {
+            readings,
+            counters: Arc::clone(&work.counters),
+            _task: Arc::new(task),
+        }
+    }
+
+    fn unit(&self, token: &str) -> Watched {
+        lock(&self.readings).insert(token.to_string(), Reading::default());
+        Watched {
+            watch: self.clone(),
+            token: token.to_string(),
+        }
+    }
+}
+
+/// A unit that is watched. What it counted is taken back if it does not [end](Self::end).
+struct Watched {
+    watch: Watch,
+    token: String,
+}
+
+impl Watched {
+    /// It has ended, and counted this.
+    fn end(self, counted: &Reading) {
+        if let Some(before) = lock(&self.watch.readings).remove(&self.token) {
+            self.watch.counters.absorb(&before, counted);
+        }
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        if let Some(before) = lock(&self.watch.readings).remove(&self.token) {
+            self.watch.counters.absorb(&before, &Reading::default());
+        }
+    }
+}
+
+fn lock(
+    readings: &Mutex<BTreeMap<String, Reading>>,
+) -> std::sync::MutexGuard<'_, BTreeMap<String, Reading>> {
+    readings.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Opens databases for work of others.
+#[async_trait]
+pub trait Opener: fmt::Debug + Send + Sync {
+    /// What work on the database at `url` runs in.
+    async fn open(&self, url: &str, options: &HashMap<String, String>) -> Result<Environment>;
+}
+
+/// Runs units that other processes send.
+#[derive(Debug)]
+pub struct UnitCodec {
+    opener: Arc<dyn Opener>,
+}
+
+impl UnitCodec {
+    /// With databases that `opener` opens.
+    pub fn new(opener: Arc<dyn Opener>) -> Self {
+        Self { opener }
+    }
+}
+
+impl NodeCodec for UnitCodec {
+    fn kind(&self) -> &'static str {
+        KIND
+    }
+
+    fn encode(&self, _: &dyn ExecutionPlan, _: &Codecs) -> Option<Result<Vec<u8>>> {
+        // A round describes its units itself.
+        None
+    }
+
+    fn execute(
+        self: Arc<Self>,
+        description: &[u8],
+        _: usize,
+        context: Arc<TaskContext>,
+    ) -> Result<SendableRecordBatchStream> {
+        let description: Description = serde_json::from_slice(description)
+            .map_err(|error| Error::internal(format!("a unit can't be read: {error}")))?;
+        let outcome = stream::once(async move {
+            let outcome = self.run(description, context).await;
+            let outcome = serde_json::to_string(&outcome)
+                .map_err(|error| Error::internal(format!("an outcome: {error}")))?;
+            let outcome: ArrayRef = Arc::new(StringArray::from(vec![outcome]));
+            Ok(RecordBatch::try_new(output_schema(), vec![outcome])?)
+        });
+        let outcome = RecordBatchStreamAdapter::new(output_schema(), outcome);
+        Ok(Box::pin(outcome))
+    }
+}
+
+impl UnitCodec {
+    async fn run(&self, description: Description, context: Arc<TaskContext>) -> Outcome {
+        let running = Arc::new(Running::default());
+        let units = context.session_config().get_extension::<Units>();
+        let _begun = units.map(|units| {
+            units.begin(
+                &description.token,
+                Arc::clone(&running) as Arc<dyn units::Unit>,
+            )
+        });
+        let file = Box::pin(self.write(description, &running, context)).await;
+        let counted = running.counters.reading();
+        match file {
+            Ok(file) => Outcome {
+                file: Some(file),
+                error: None,
+                counted,
+            },
+            Err(error) => Outcome {
+                file: None,
+                error: Some(write_error(&error)),
+                counted,
+            },
+        }
+    }
+
+    /// Computes a unit, and writes it.
+    async fn write(
+        &self,
+        description: Description,
+        running: &Running,
+        context: Arc<TaskContext>,
+    ) -> Result<String> {
+        let Description {
+            database,
+            storage_options,
+            unit,
+            ..
+        } = &description;
+        let environment = self.opener.open(database, storage_options).await?;
+        let state = &environment.state;
+        let database = Arc::clone(&environment.database);
+        let version = Some(description.version);
+        let table = database.table_at(&description.table, version).await?;
+        let mut columns = Vec::with_capacity(description.columns.len());
+        let mut rows = Vec::with_capacity(description.columns.len());
+        for described in &description.columns {
+            let column = Column::load(state, &table, &described.name)?;
+            if column.definition.digest() != described.definition {
+                return Err(Error::internal(format!(
+                    "column '{}' of table '{}' has another definition here",
+                    described.name, table.name
+                )));
+            }
+            columns.push(column);
+            rows.push(match &described.rows {
+                None => Rows::All,
+                Some(rows) => Rows::Some(rows.clone()),
+            });
+        }
+        let names: Vec<&str> = columns.iter().map(Column::name).collect();
+        let split = match &description.split {
+            Some(text) => {
+                let file = SplitFile::read(text, &table.name, &table.dataset, &names)?;
+                HashMap::from([(unit.fragment, file)])
+            }
+            None => HashMap::new(),
+        };
+        let staged = match &description.staged {
+            Some(only) => {
+                let columns: Vec<&Column> = columns.iter().collect();
+                Staged::find(&database, &table, &columns, only.as_deref()).await?
+            }
+            None => Staged::default(),
+        };
+        let staging = Staging::new(Arc::clone(&database), &table, &columns, &description.job);
+        let work = Work {
+            job: description.job.clone(),
+            signal: running.signal.clone(),
+            counters: Arc::clone(&running.counters),
+            checkpoint_interval: description.checkpoint_interval,
+            ledger: environment.jobs.ledger().clone(),
+            staging: staging.await?,
+            staged: Arc::new(staged),
+            counts_reused: description.counts_reused,
+            pace: match description.fixed_batches {
+                true => Pace::fixed(),
+                false => Pace::adaptive(description.checkpoint_interval),
+            },
+            database,
+        };
+        let computation = Computation {
+            table,
+            columns,
+            rows,
+            keeps_values: description.keeps_values,
+        };
+        let plan = computation.physical_plan(
+            state,
+            description.batches,
+            std::slice::from_ref(unit),
+            Arc::new(split),
+            Some(Arc::new(work)),
+        );
+        let plan = plan.await?;
+        let batches: Vec<RecordBatch> = plan.execute(0, context)?.try_collect().await?;
+        let mut written = batches.iter().map(written_units);
+        match written.next() {
+            Some(units) => Ok(units?
+                .pop()
+                .ok_or_else(|| Error::internal("a unit wrote nothing"))?
+                .file),
+            None => Err(Error::internal("a unit wrote nothing")),
+        }
+    }
+}
+
+/// A unit that runs in this process for another.
+#[derive(Default)]
+struct Running {
+    signal: Signaller,
+    counters: Arc<Counters>,
+}
+
+impl units::Unit for Running {
+    fn progress(&self) -> Value {
+        serde_json::to_value(self.counters.reading()).unwrap_or(Value::Null)
+    }
+
+    fn tell(&self, signal: &Value) {
+        if let Ok(signal) = serde_json::from_value::<Signal>(signal.clone()) {
+            self.signal.tell(signal);
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! The node that runs the plan below it on a cluster.
+
+use std::fmt;
+use std::sync::Arc;
+
+use ballista_core::serde::protobuf::PartitionLocation;
+use datafusion::arrow::array::{RecordBatch, RecordBatchOptions};
+use datafusion::common::{Result as DataFusionResult, Statistics};
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::physical_plan::metrics::{BaselineMetrics, ExecutionPlanMetricsSet, MetricsSet};
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::{
+    DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties,
+};
+use datafusion::prelude::SessionConfig;
+use futures::{StreamExt, TryStreamExt, stream};
+use tokio::sync::OnceCell;
+
+use super::client::{Cluster, Purpose, Submitted};
+use crate::{Error, Result};
+
+/// Runs a plan on a cluster: all of its partitions at once, when the first of them is asked for.
+#[derive(Debug)]
+pub(super) struct ClusterExec {
+    cluster: Cluster,
+    config: SessionConfig,
+    /// The plan as it was planned, to be shown.
+    plan: Arc<dyn ExecutionPlan>,
+    /// The plan as it is sent.
+    sent: Arc<dyn ExecutionPlan>,
+    /// The same, written.
+    bytes: Arc<Vec<u8>>,
+    /// It on its way: once for all partitions.
+    running: Arc<OnceCell<Running>>,
+    properties: Arc<PlanProperties>,
+    metrics: ExecutionPlanMetricsSet,
+}
+
+/// A plan that the cluster has run.
+#[derive(Debug)]
+struct Running {
+    submitted: Submitted,
+    /// Where the rows of each partition are.
+    locations: Vec<Vec<PartitionLocation>>,
+}
+
+impl ClusterExec {
+    /// Runs `sent`, which is `plan` as `bytes`.
+    pub(super) fn new(
+        cluster: Cluster,
+        config: SessionConfig,
+        plan: Arc<dyn ExecutionPlan>,
+        sent: Arc<dyn ExecutionPlan>,
+        bytes: Vec<u8>,
+    ) -> Self {
+        let properties = Arc::clone(plan.properties());
+        Self {
+            cluster,
+            config,
+            plan,
+            sent,
+            bytes: Arc::new(bytes),
+            running: Arc::default(),
+            properties,
+            metrics: ExecutionPlanMetricsSet::new(),
+        }
+    }
+
+    async fn run(
+        cluster: &Cluster,
+        config: &SessionConfig,
+        bytes: Vec<u8>,
+        partitions: usize,
+    ) -> Result<Running> {
+        let mut submitted = cluster.submit(bytes, config, &Purpose::default()).await?;
+        let mut locations = vec![Vec::new(); partitions.max(1)];
+        for location in submitted.wait().await? {
+            let partition = location.partition_id.as_ref();
+            let place = partition.map_or(0, |id| id.partition_id as usize);
+            // A scheduler may divide the last stage in another way.
+            locations[place % partitions.max(1)].push(location);
+        }
+        Ok(Running {
+            submitted,
+            locations,
+        })
+    }
+}
+
+impl DisplayAs for ClusterExec {
+    fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ClusterExec")
+    }
+}
+
+impl ExecutionPlan for ClusterExec {
+    fn name(&self) -> &str {
+        "ClusterExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        &self.properties
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        vec![&self.plan]
+    }
+
+    fn with_new_children(
+        self: Arc<Self>,
+        mut children: Vec<Arc<dyn ExecutionPlan>>,
+    ) -> DataFusionResult<Arc<dyn ExecutionPlan>> {
+        let plan = children
+            .pop()
+            .ok_or_else(|| Error::internal("ClusterExec has one child"))?;
+        // Nothing changes plans once they are placed, but to run them anew.
+        Ok(Arc::new(Self {
+            cluster: self.cluster.clone(),
+            config: self.config.clone(),
+            properties: Arc::clone(plan.properties()),
+            plan,
+            sent: Arc::clone(&self.sent),
+            bytes: Arc::clone(&self.bytes),
+            running: Arc::default(),
+            metrics: ExecutionPlanMetricsSet::new(),
+        }))
+    }
+
+    fn execute(
+        &self,
+        partition: usize,
+        _: Arc<TaskContext>,
+    ) -> DataFusionResult<SendableRecordBatchStream> {
+        let schema = self.schema();
+        let partitions = self.plan.output_partitioning().partition_count();
+        let metrics = BaselineMetrics::new(&self.metrics, partition);
+        let (cluster, config) = (self.cluster.clone(), self.config.clone());
+        let (running, bytes) = (Arc::clone(&self.running), Arc::clone(&self.bytes));
+        let shown = Arc::clone(&schema);
+        let rows = async move {
+            let run = running.get_or_try_init(|| {
+                Self::run(&cluster, &config, bytes.as_ref().clone(), partitions)
+            });
+            let run = run.await?;
+            let mut parts = Vec::new();
+            for location in run.locations.get(partition).into_iter().flatten() {
+                parts.push(run.submitted.fetch(location.clone()).await?);
+            }
+            // Held until all is read: with it goes what the executors keep.
+            let held = Arc::clone(&running);
+            let rows = stream::iter(parts).flatten().map(move |batch| {
+                let _ = &held;
+                let batch = batch?;
+                metrics.record_output(batch.num_rows());
+                // What is written to files comes back without what the schema says beside names and types.
+                let rows = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+                let columns = batch.columns().to_vec();
+                let shown = Arc::clone(&shown);
+                Ok(RecordBatch::try_new_with_options(shown, columns, &rows)?)
+            });
+            Ok::<_, datafusion::common::DataFusionError>(rows)
+        };
+        let rows = stream::once(rows).try_flatten();
+        Ok(Box::pin(RecordBatchStreamAdapter::new(schema, rows)))
+    }
+
+    fn metrics(&self) -> Option<MetricsSet> {
+        Some(self.metrics.clone_inner())
+    }
+
+    fn partition_statistics(&self, partition: Option<usize>) -> DataFusionResult<Arc<Statistics>> {
+        self.plan.partition_statistics(partition)
+    }
+}

@@ -1,0 +1,397 @@
+//! An executor of a cluster: the process that runs tasks.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow_flight::flight_service_server::FlightServiceServer;
+use async_trait::async_trait;
+use backon::{ExponentialBuilder, Retryable};
+use ballista_core::serde::protobuf::scheduler_grpc_client::SchedulerGrpcClient;
+use ballista_core::serde::protobuf::{ExecutorStoppedParams, ShuffleWritePartition};
+use ballista_core::serde::{BallistaCodec, BallistaLogicalExtensionCodec};
+use ballista_core::{ConfigProducer, JobId, RuntimeProducer};
+use ballista_executor::execution_engine::{
+    DefaultExecutionEngine, ExecutionEngine, QueryStageExecutor,
+};
+use ballista_executor::executor::Executor;
+use ballista_executor::executor_process::{ExecutorProcessConfig, structure_executor_metadata};
+use ballista_executor::executor_server::{self, TERMINATING};
+use ballista_executor::flight_service::BallistaFlightService;
+use ballista_executor::metrics::LoggingMetricsCollector;
+use ballista_executor::shutdown::ShutdownNotifier;
+use datafusion::common::Result as DataFusionResult;
+use datafusion::execution::TaskContext;
+use datafusion::execution::memory_pool::{
+    FairSpillPool, MemoryPool, TrackConsumersPool, UnboundedMemoryPool,
+};
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::metrics::MetricsSet;
+use datafusion::prelude::SessionConfig;
+use datafusion_proto::protobuf::{LogicalPlanNode, PhysicalPlanNode};
+use tokio::sync::{mpsc, watch};
+use tonic::transport::Server;
+use url::Url;
+use uuid::Uuid;
+
+use super::actions::BoardClient;
+use super::board::{self, Report};
+use super::client::endpoint;
+use super::codec::PhysicalCodec;
+use super::place::configure;
+use super::{MESSAGE_BYTES, Security};
+use crate::engine::deferred::{Codecs, RELEASE};
+use crate::engine::units::Units;
+use crate::engine::wire::carried;
+use crate::{Error, ErrorKind, Result};
+
+/// How often an executor says to the scheduler that it lives.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// Users of memory that are named when there is none left.
+const NAMED_CONSUMERS: usize = 5;
+/// How long tasks may go on when an executor is told to end.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// How an executor works.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The scheduler: `df://host:port`, or `df+tls://host:port`.
+    pub scheduler: String,
+    /// Where it listens.
+    pub bind: IpAddr,
+    /// The port for results; 0 for any.
+    pub port: u16,
+    /// The port for tasks; 0 for any.
+    pub task_port: u16,
+    /// The name that others reach it by; `None` for the address that the scheduler sees.
+    pub external_host: Option<String>,
+    /// Tasks at once.
+    pub slots: usize,
+    /// Bytes that queries may use together; `None` for no limit.
+    pub memory: Option<u64>,
+    /// What it is made for.
+    pub label: Option<String>,
+    /// A folder for what tasks give to one another; `None` for one of its own that goes with it.
+    pub work_dir: Option<PathBuf>,
+    /// How long it waits for the scheduler when it begins.
+    pub patience: Duration,
+    /// TLS.
+    pub security: Security,
+}
+
+/// Runs tasks until `stop` says true. `ready` hears when it is registered.
+///
+/// # Errors
+///
+/// If the scheduler can't be reached, or a port is taken.
+pub async fn run(
+    settings: Settings,
+    codecs: Codecs,
+    mut stop: watch::Receiver<bool>,
+    ready: impl FnOnce(&board::Executor),
+) -> Result<()> {
+    let ports = [
+        free_port(settings.bind, settings.port)?,
+        free_port(settings.bind, settings.task_port)?,
+    ];
+    let [port, task_port] = ports;
+    let id = format!(
+        "{}~{}",
+        settings.label.as_deref().unwrap_or_default(),
+        Uuid::new_v4()
+    );
+    let work_dir = WorkDir::make(settings.work_dir.as_deref(), &id)?;
+    let (scheduler_host, scheduler_port, address) = scheduler(&settings.scheduler)?;
+    let process = ExecutorProcessConfig {
+        bind_host: settings.bind.to_string(),
+        external_host: settings.external_host.clone(),
+        port,
+        grpc_port: task_port,
+        scheduler_host,
+        scheduler_port,
+        concurrent_tasks: settings.slots,
+        work_dir: Some(work_dir.0.display().to_string()),
+        grpc_max_decoding_message_size: MESSAGE_BYTES as u32,
+        grpc_max_encoding_message_size: MESSAGE_BYTES as u32,
+        executor_heartbeat_interval_seconds: HEARTBEAT.as_secs(),
+        override_create_grpc_client_endpoint: settings.security.endpoints(),
+        ..Default::default()
+    };
+    let process = Arc::new(process);
+    let metadata = structure_executor_metadata(&id, &process, settings.slots as u32);
+    let pool = memory_pool(settings.memory);
+    let runtime = RuntimeEnvBuilder::new()
+        .with_temp_file_path(&work_dir.0)
+        .with_memory_pool(Arc::clone(&pool))
+        .build_arc()?;
+    let runtime: RuntimeProducer = Arc::new(move |_| Ok(Arc::clone(&runtime)));
+    let units = Arc::new(Units::default());
+    let config: ConfigProducer = {
+        let (codecs, units) = (Arc::new(codecs.clone()), Arc::clone(&units));
+        Arc::new(move || {
+            configure(SessionConfig::new())
+                .with_extension(Arc::clone(&codecs))
+                .with_extension(Arc::clone(&units))
+        })
+    };
+    let engine = Arc::new(Engine(DefaultExecutionEngine::new()));
+    let executor = Arc::new(Executor::new(
+        metadata,
+        &work_dir.0.display().to_string(),
+        runtime,
+        config,
+        Default::default(),
+        Arc::new(LoggingMetricsCollector::default()),
+        settings.slots,
+        engine,
+    ));
+    let channel = endpoint(&address, &settings.security)?;
+    let connect = || async { channel.connect().await };
+    let retries = ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(50))
+        .with_max_delay(Duration::from_secs(1))
+        .with_total_delay(Some(settings.patience))
+        .without_max_times();
+    let channel = connect.retry(retries).await.map_err(|error| {
+        Error::new(
+            ErrorKind::Cluster,
+            format!(
+                "can't reach the scheduler at {}: {error}",
+                settings.scheduler
+            ),
+        )
+        .with_hint("is 'headwater server' running there? the port is that of --cluster-bind")
+        .with_source(error)
+    })?;
+    let scheduler = SchedulerGrpcClient::new(channel.clone())
+        .max_encoding_message_size(MESSAGE_BYTES)
+        .max_decoding_message_size(MESSAGE_BYTES);
+    let shutdown = ShutdownNotifier::new();
+    let (stop_tasks, mut told_to_stop) = mpsc::channel(1);
+    let codec: BallistaCodec<LogicalPlanNode, PhysicalPlanNode> = BallistaCodec::new(
+        Arc::new(BallistaLogicalExtensionCodec::default()),
+        Arc::new(PhysicalCodec::new(codecs)),
+    );
+    let results = serve_results(&settings, port, &work_dir.0)?;
+    let tasks = executor_server::startup(
+        scheduler.clone(),
+        process,
+        Arc::clone(&executor),
+        codec,
+        stop_tasks,
+        &shutdown,
+    );
+    let tasks = tasks.await.map_err(|error| {
+        Error::new(
+            ErrorKind::Cluster,
+            format!(
+                "the scheduler at {} refuses this executor: {error}",
+                settings.scheduler
+            ),
+        )
+    })?;
+    let described = board::Executor {
+        id: id.clone(),
+        host: settings.external_host.clone().unwrap_or_default(),
+        port,
+        label: settings.label.clone(),
+        slots: settings.slots as u32,
+        memory: settings.memory,
+        release: RELEASE.to_string(),
+    };
+    let client = BoardClient::new(channel);
+    let first = report(&described, &executor, pool.as_ref(), &units);
+    client.report(&first).await?;
+    ready(&described);
+    let reporting = async {
+        let mut ticks = tokio::time::interval(board::REPORTS);
+        let mut is_heard = true;
+        loop {
+            ticks.tick().await;
+            let now = report(&described, &executor, pool.as_ref(), &units);
+            match client.report(&now).await {
+                Ok(orders) => {
+                    units.tell(&orders.signals);
+                    is_heard = true;
+                }
+                Err(error) if is_heard => {
+                    log::warn!("{error}; going on with what there is to do");
+                    is_heard = false;
+                }
+                Err(_) => {}
+            }
+        }
+    };
+    let why: Result<()> = tokio::select! {
+        () = reporting => Ok(()),
+        _ = stop.wait_for(|stop| *stop) => Ok(()),
+        _ = told_to_stop.recv() => Ok(()),
+        ended = tasks => Err(Error::new(
+            ErrorKind::Cluster,
+            format!("the port for tasks is closed: {ended:?}"),
+        )),
+        ended = results => Err(Error::new(
+            ErrorKind::Cluster,
+            format!("the port for results is closed: {ended:?}"),
+        )),
+    };
+    // Nothing new, and an end to what runs.
+    TERMINATING.store(true, std::sync::atomic::Ordering::Release);
+    let _ = client.goodbye(&id).await;
+    let stopped = ExecutorStoppedParams {
+        executor_id: id,
+        reason: "it was told to end".to_string(),
+    };
+    let _ = scheduler.clone().executor_stopped(stopped).await;
+    let drained = async {
+        while executor.active_task_count() > 0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let _ = tokio::time::timeout(GRACE, drained).await;
+    let _ = shutdown.notify_shutdown.send(());
+    why
+}
+
+fn report(
+    described: &board::Executor,
+    executor: &Executor,
+    pool: &dyn MemoryPool,
+    units: &Units,
+) -> Report {
+    Report {
+        executor: described.clone(),
+        memory_used: pool.reserved() as u64,
+        tasks: executor.active_task_count() as u32,
+        units: units.progress(),
+    }
+}
+
+fn memory_pool(memory: Option<u64>) -> Arc<dyn MemoryPool> {
+    let Some(memory) = memory else {
+        return Arc::new(UnboundedMemoryPool::default());
+    };
+    let named = std::num::NonZeroUsize::MIN.saturating_add(NAMED_CONSUMERS - 1);
+    let pool = FairSpillPool::new(usize::try_from(memory).unwrap_or(usize::MAX));
+    Arc::new(TrackConsumersPool::new(pool, named))
+}
+
+/// Serves what tasks have written to those that read it.
+fn serve_results(
+    settings: &Settings,
+    port: u16,
+    work_dir: &Path,
+) -> Result<impl Future<Output = Result<(), tonic::transport::Error>>> {
+    let service = BallistaFlightService::new(work_dir.display().to_string());
+    let service = FlightServiceServer::new(service)
+        .max_encoding_message_size(MESSAGE_BYTES)
+        .max_decoding_message_size(MESSAGE_BYTES);
+    let mut server = Server::builder().tcp_nodelay(true);
+    if let Some(tls) = settings.security.server() {
+        server = server.tls_config(tls).map_err(|error| {
+            Error::invalid(format!("TLS can't be set up: {error}")).with_source(error)
+        })?;
+    }
+    let address = SocketAddr::new(settings.bind, port);
+    Ok(server.add_service(service).serve(address))
+}
+
+/// A port that is free; `wanted` if it is not 0.
+fn free_port(bind: IpAddr, wanted: u16) -> Result<u16> {
+    let listener = TcpListener::bind((bind, wanted)).and_then(|listener| listener.local_addr());
+    listener.map(|address| address.port()).map_err(|error| {
+        Error::new(
+            ErrorKind::Cluster,
+            format!("can't listen at {bind}:{wanted}: {error}"),
+        )
+        .with_source(error)
+    })
+}
+
+/// Host, port and address of a scheduler.
+fn scheduler(url: &str) -> Result<(String, u16, String)> {
+    let address = super::client::address(url)?;
+    let parsed = Url::parse(&address)
+        .map_err(|error| Error::invalid(format!("'{url}' can't be read: {error}")))?;
+    let host = parsed.host_str().unwrap_or_default().to_string();
+    Ok((host, parsed.port_or_known_default().unwrap_or(0), address))
+}
+
+/// The folder for what tasks give to one another. It goes with the executor.
+struct WorkDir(PathBuf);
+
+impl WorkDir {
+    fn make(parent: Option<&Path>, id: &str) -> Result<Self> {
+        let parent = match parent {
+            Some(parent) => parent.to_path_buf(),
+            None => std::env::temp_dir(),
+        };
+        let folder = parent.join(format!("headwater-executor-{}", id.replace('~', "-")));
+        std::fs::create_dir_all(&folder).map_err(|error| {
+            Error::new(
+                ErrorKind::Storage,
+                format!("can't make the folder '{}': {error}", folder.display()),
+            )
+            .with_hint("another one is chosen with --work-dir")
+            .with_source(error)
+        })?;
+        Ok(Self(folder))
+    }
+}
+
+impl Drop for WorkDir {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+            log::warn!("can't remove '{}': {error}", self.0.display());
+        }
+    }
+}
+
+/// Runs stages as Ballista does, but that errors keep what they say.
+struct Engine(DefaultExecutionEngine);
+
+impl ExecutionEngine for Engine {
+    fn create_query_stage_exec(
+        &self,
+        job_id: JobId,
+        stage_id: usize,
+        partition_id: usize,
+        plan: Arc<dyn ExecutionPlan>,
+        work_dir: &str,
+        config: &SessionConfig,
+    ) -> DataFusionResult<Arc<dyn QueryStageExecutor>> {
+        let stage =
+            self.0
+                .create_query_stage_exec(job_id, stage_id, partition_id, plan, work_dir, config);
+        Ok(Arc::new(Stage(stage.map_err(carried)?)))
+    }
+}
+
+/// A stage whose errors reach who waits for it.
+#[derive(Debug)]
+struct Stage(Arc<dyn QueryStageExecutor>);
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[async_trait]
+impl QueryStageExecutor for Stage {
+    async fn execute_query_stage(
+        &self,
+        input_partition: usize,
+        context: Arc<TaskContext>,
+    ) -> DataFusionResult<Vec<ShuffleWritePartition>> {
+        let run = self.0.execute_query_stage(input_partition, context);
+        run.await.map_err(carried)
+    }
+
+    fn collect_plan_metrics(&self) -> Vec<MetricsSet> {
+        self.0.collect_plan_metrics()
+    }
+}

@@ -1,0 +1,206 @@
+//! Scans that other processes run.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use futures::{TryStreamExt, stream};
+use lance::Dataset;
+use lance::session::Session;
+use lance_io::object_store::WrappingObjectStore;
+use serde::{Deserialize, Serialize};
+use tokio::sync::OnceCell;
+
+use super::{Blobs, LanceScanExec, RowFilter, ScanDescription, Window};
+use crate::engine::deferred::{Codecs, NodeCodec};
+use crate::engine::function::{read_expression, write_expression};
+use crate::storage::{RowSet, StoreSettings, open};
+use crate::{Error, Result};
+
+/// Tables at one version that a process keeps open for others.
+const OPEN_TABLES: usize = 32;
+
+/// A [`ScanDescription`] as it is sent.
+#[derive(Debug, Serialize, Deserialize)]
+struct Written {
+    uri: String,
+    version: u64,
+    storage_options: HashMap<String, String>,
+    columns: Vec<String>,
+    filter: Option<String>,
+    limit: Option<usize>,
+    fragments: Vec<Vec<u64>>,
+    windows: Vec<Option<Window>>,
+    rows: Rows,
+    counts: Vec<u64>,
+    batch_rows: usize,
+    batch_bytes: u64,
+    blobs: Blobs,
+    in_order: bool,
+    /// The columns that the node promised.
+    schema: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Rows {
+    All,
+    Only(String),
+    Except(String),
+}
+
+/// Tables are opened once for all scans of a version.
+type OpenTable = Arc<OnceCell<Arc<Dataset>>>;
+
+/// Writes [`LanceScanExec`] for other processes, and runs it for them.
+pub struct ScanCodec {
+    wrapper: Option<Arc<dyn WrappingObjectStore>>,
+    session: Arc<Session>,
+    /// The newest last.
+    tables: Mutex<VecDeque<(String, OpenTable)>>,
+}
+
+impl fmt::Debug for ScanCodec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ScanCodec").finish_non_exhaustive()
+    }
+}
+
+impl ScanCodec {
+    /// With `wrapper` around each store that it opens.
+    pub fn new(wrapper: Option<Arc<dyn WrappingObjectStore>>) -> Self {
+        Self {
+            wrapper,
+            session: crate::storage::new_session(),
+            tables: Mutex::default(),
+        }
+    }
+
+    /// The table that `description` reads.
+    async fn table(&self, description: &ScanDescription) -> Result<Arc<Dataset>> {
+        let options = &description.storage_options;
+        let mut sorted: Vec<_> = options.iter().collect();
+        sorted.sort();
+        let key = format!("{}@{}{sorted:?}", description.uri, description.version);
+        let table = {
+            let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+            match tables.iter().find(|(known, _)| *known == key) {
+                Some((_, table)) => Arc::clone(table),
+                None => {
+                    let table = OpenTable::default();
+                    tables.push_back((key, Arc::clone(&table)));
+                    if tables.len() > OPEN_TABLES {
+                        tables.pop_front();
+                    }
+                    table
+                }
+            }
+        };
+        let opened = table.get_or_try_init(|| async {
+            let settings = StoreSettings::new(options.clone(), self.wrapper.clone());
+            let (uri, version) = (&description.uri, Some(description.version));
+            let session = Arc::clone(&self.session);
+            Ok::<_, Error>(Arc::new(
+                open(uri, version, &settings, Some(session)).await?,
+            ))
+        });
+        opened.await.map(Arc::clone)
+    }
+}
+
+impl NodeCodec for ScanCodec {
+    fn kind(&self) -> &'static str {
+        "scan"
+    }
+
+    fn encode(&self, node: &dyn ExecutionPlan, codecs: &Codecs) -> Option<Result<Vec<u8>>> {
+        let scan: &LanceScanExec = node.downcast_ref()?;
+        Some(write(scan, codecs))
+    }
+
+    fn execute(
+        self: Arc<Self>,
+        description: &[u8],
+        partition: usize,
+        context: Arc<TaskContext>,
+    ) -> Result<SendableRecordBatchStream> {
+        let written: Written = serde_json::from_slice(description)
+            .map_err(|error| Error::internal(format!("a scan can't be read: {error}")))?;
+        let schema = crate::engine::wire::read_schema(&written.schema)?;
+        let description = read(written, &context)?;
+        let rows = async move {
+            let table = self.table(&description).await?;
+            let scan = LanceScanExec::try_new(table, description)?;
+            scan.execute(partition, context)
+        };
+        let rows = stream::once(rows).try_flatten();
+        Ok(Box::pin(RecordBatchStreamAdapter::new(schema, rows)))
+    }
+}
+
+fn write(scan: &LanceScanExec, codecs: &Codecs) -> Result<Vec<u8>> {
+    let description = scan.description().clone();
+    let filter = description.filter.as_ref();
+    let filter = filter.map(|filter| write_expression(filter, codecs));
+    let written = Written {
+        uri: description.uri,
+        version: description.version,
+        storage_options: description.storage_options,
+        columns: description.columns,
+        filter: filter.transpose()?.map(|bytes| BASE64.encode(bytes)),
+        limit: description.limit,
+        fragments: description.fragments,
+        windows: description.windows,
+        rows: match &description.rows {
+            RowFilter::All => Rows::All,
+            RowFilter::Only(rows) => Rows::Only(rows.encode()),
+            RowFilter::Except(rows) => Rows::Except(rows.encode()),
+        },
+        counts: description.counts,
+        batch_rows: description.batch_rows,
+        batch_bytes: description.batch_bytes,
+        blobs: description.blobs,
+        in_order: description.in_order,
+        schema: crate::engine::wire::write_schema(&scan.schema())?,
+    };
+    serde_json::to_vec(&written)
+        .map_err(|error| Error::internal(format!("a scan can't be written: {error}")))
+}
+
+fn read(written: Written, context: &TaskContext) -> Result<ScanDescription> {
+    let filter = match &written.filter {
+        Some(text) => {
+            let bytes = BASE64
+                .decode(text)
+                .map_err(|error| Error::internal(format!("a filter can't be read: {error}")))?;
+            let codecs = context.session_config().get_extension::<Codecs>();
+            let codecs = codecs.unwrap_or_default();
+            Some(read_expression(&bytes, &codecs, context)?)
+        }
+        None => None,
+    };
+    Ok(ScanDescription {
+        uri: written.uri,
+        version: written.version,
+        storage_options: written.storage_options,
+        columns: written.columns,
+        filter,
+        limit: written.limit,
+        fragments: written.fragments,
+        windows: written.windows,
+        rows: match &written.rows {
+            Rows::All => RowFilter::All,
+            Rows::Only(rows) => RowFilter::Only(Arc::new(RowSet::decode(rows)?)),
+            Rows::Except(rows) => RowFilter::Except(Arc::new(RowSet::decode(rows)?)),
+        },
+        counts: written.counts,
+        batch_rows: written.batch_rows,
+        batch_bytes: written.batch_bytes,
+        blobs: written.blobs,
+        in_order: written.in_order,
+    })
+}
