@@ -5,6 +5,7 @@
 //! shell with the functions of [`functions`] added, so that a test can start, watch
 //! and kill a process whose computation counts its calls, sleeps or fails.
 
+mod cluster;
 mod conflicts;
 mod crash;
 mod faults;
@@ -39,6 +40,7 @@ fn trials() -> Vec<Trial> {
     [
         harness::files::trials(),
         harness::checks::trials(),
+        cluster::trials(),
         conflicts::trials(),
         crash::trials(),
         faults::trials(),
@@ -59,6 +61,13 @@ fn trials() -> Vec<Trial> {
 
 /// The shell, with the functions of the tests.
 fn shell() -> ExitCode {
+    if env::var_os("HEADWATER_TEST_LEASH").is_some_and(|value| value == "1") {
+        // Ends with the process that holds the other end, however that ends.
+        std::thread::spawn(|| {
+            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+            std::process::exit(0);
+        });
+    }
     let calls = env::var_os("HEADWATER_CALLS").map(Into::into);
     let builder = functions::all(calls)
         .into_iter()

@@ -19,6 +19,7 @@ use sqllogictest::{AsyncDB, DBOutput};
 use tempfile::TempDir;
 
 use crate::functions;
+use crate::harness::cluster::Cluster;
 use crate::harness::command::{self, Command};
 use crate::harness::normalize::Normalizer;
 use crate::harness::render::{ColumnKind, Rendered, render, render_value};
@@ -248,6 +249,10 @@ impl Database {
 async fn open_session(place: &Place) -> Result<Headwater, Failure> {
     let builder = match place.engine {
         Engine::Local => Headwater::builder(),
+        Engine::Cluster => {
+            let cluster = Cluster::shared().await?;
+            Headwater::builder().engine(headwater::engine::Engine::ballista(cluster.url()))
+        }
     };
     functions::all(Some(place.calls()))
         .into_iter()

@@ -8,12 +8,14 @@
 //! - [`render`] turns results into text, [`normalize`] takes out of it what differs from
 //!   run to run,
 //! - [`process`] runs this binary as a shell in a process of its own,
+//! - [`cluster`] is a cluster: a scheduler, and executors in processes of their own,
 //! - [`python`] is a Python that has pylance, or moto,
 //! - [`s3`] is a store that answers as S3 does,
 //! - [`scene`] is a database for tests of several processes,
 //! - [`checks`] tests all of this.
 
 pub mod checks;
+pub mod cluster;
 pub mod command;
 pub mod database;
 pub mod faults;
@@ -33,16 +35,19 @@ use std::fmt;
 pub enum Engine {
     /// In this process.
     Local,
+    /// On a cluster that this process drives.
+    Cluster,
 }
 
 impl Engine {
     /// All engines.
-    pub const ALL: [Engine; 1] = [Engine::Local];
+    pub const ALL: [Engine; 2] = [Engine::Local, Engine::Cluster];
 
     /// Its name in the names of trials, and the label for `onlyif` and `skipif`.
     pub fn name(self) -> &'static str {
         match self {
             Engine::Local => "local",
+            Engine::Cluster => "cluster",
         }
     }
 }

@@ -32,7 +32,9 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::metrics::MetricsSet;
 use datafusion::prelude::SessionConfig;
 use datafusion_proto::protobuf::{LogicalPlanNode, PhysicalPlanNode};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tonic::transport::Server;
 use url::Url;
 use uuid::Uuid;
@@ -52,6 +54,8 @@ use crate::{Error, ErrorKind, Result};
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// Users of memory that are named when there is none left.
 const NAMED_CONSUMERS: usize = 5;
+/// Stack of a thread that computes, in bytes. Planning recurses with the depth of a query.
+const STACK: usize = 16 << 20;
 /// How long tasks may go on when an executor is told to end.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -137,7 +141,18 @@ pub async fn run(
                 .with_extension(Arc::clone(&units))
         })
     };
-    let engine = Arc::new(Engine(DefaultExecutionEngine::new()));
+    let computing = Builder::new_multi_thread()
+        .worker_threads(settings.slots)
+        .thread_name("tasks")
+        .thread_stack_size(STACK)
+        .enable_all()
+        .build()
+        .map_err(|error| Error::internal(format!("no threads for tasks: {error}")))?;
+    let computing = Computing(Some(computing));
+    let engine = Arc::new(Engine {
+        ballista: DefaultExecutionEngine::new(),
+        computing: computing.handle(),
+    });
     let executor = Arc::new(Executor::new(
         metadata,
         &work_dir.0.display().to_string(),
@@ -350,8 +365,32 @@ impl Drop for WorkDir {
     }
 }
 
-/// Runs stages as Ballista does, but that errors keep what they say.
-struct Engine(DefaultExecutionEngine);
+/// The threads that compute. They may be busy for long, and stay so when the executor ends.
+struct Computing(Option<Runtime>);
+
+impl Computing {
+    fn handle(&self) -> Handle {
+        // There until it is dropped.
+        self.0
+            .as_ref()
+            .map_or_else(Handle::current, |runtime| runtime.handle().clone())
+    }
+}
+
+impl Drop for Computing {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Runs stages as Ballista does, but on threads with the stack that planning needs, and so that errors keep what they
+/// say.
+struct Engine {
+    ballista: DefaultExecutionEngine,
+    computing: Handle,
+}
 
 impl ExecutionEngine for Engine {
     fn create_query_stage_exec(
@@ -363,20 +402,31 @@ impl ExecutionEngine for Engine {
         work_dir: &str,
         config: &SessionConfig,
     ) -> DataFusionResult<Arc<dyn QueryStageExecutor>> {
-        let stage =
-            self.0
-                .create_query_stage_exec(job_id, stage_id, partition_id, plan, work_dir, config);
-        Ok(Arc::new(Stage(stage.map_err(carried)?)))
+        let stage = self.ballista.create_query_stage_exec(
+            job_id,
+            stage_id,
+            partition_id,
+            plan,
+            work_dir,
+            config,
+        );
+        Ok(Arc::new(Stage {
+            stage: stage.map_err(carried)?,
+            computing: self.computing.clone(),
+        }))
     }
 }
 
 /// A stage whose errors reach who waits for it.
 #[derive(Debug)]
-struct Stage(Arc<dyn QueryStageExecutor>);
+struct Stage {
+    stage: Arc<dyn QueryStageExecutor>,
+    computing: Handle,
+}
 
 impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        self.stage.fmt(f)
     }
 }
 
@@ -387,11 +437,21 @@ impl QueryStageExecutor for Stage {
         input_partition: usize,
         context: Arc<TaskContext>,
     ) -> DataFusionResult<Vec<ShuffleWritePartition>> {
-        let run = self.0.execute_query_stage(input_partition, context);
-        run.await.map_err(carried)
+        let stage = Arc::clone(&self.stage);
+        // A set of one task: unlike a bare handle, it stops the task when dropped.
+        let mut task = JoinSet::new();
+        let run = async move { stage.execute_query_stage(input_partition, context).await };
+        task.spawn_on(run, &self.computing);
+        match task.join_next().await {
+            Some(Ok(written)) => written.map_err(carried),
+            Some(Err(error)) => Err(carried(
+                Error::internal(format!("a task failed: {error}")).into(),
+            )),
+            None => Err(carried(Error::internal("a task gave nothing").into())),
+        }
     }
 
     fn collect_plan_metrics(&self) -> Vec<MetricsSet> {
-        self.0.collect_plan_metrics()
+        self.stage.collect_plan_metrics()
     }
 }
