@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use arrow_flight::flight_service_server::FlightServiceServer;
 use async_trait::async_trait;
+use axum::extract::ConnectInfo;
 use ballista_core::config::TaskSchedulingPolicy;
 use ballista_core::serde::protobuf::AvailableTaskSlots;
 use ballista_core::serde::protobuf::scheduler_grpc_server::SchedulerGrpcServer;
@@ -31,6 +32,8 @@ use futures::StreamExt;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::TcpListenerStream;
+use tonic::Request;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 
 use super::actions::Actions;
@@ -147,6 +150,13 @@ impl Scheduler {
         let ballista = SchedulerGrpcServer::new(scheduler)
             .max_encoding_message_size(MESSAGE_BYTES)
             .max_decoding_message_size(MESSAGE_BYTES);
+        // Ballista expects what axum says of a connection.
+        let ballista = InterceptedService::new(ballista, |mut request: Request<()>| {
+            if let Some(address) = request.remote_addr() {
+                request.extensions_mut().insert(ConnectInfo(address));
+            }
+            Ok(request)
+        });
         let actions = FlightServiceServer::new(Actions(board.clone()))
             .max_encoding_message_size(MESSAGE_BYTES)
             .max_decoding_message_size(MESSAGE_BYTES);
