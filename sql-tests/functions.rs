@@ -23,6 +23,7 @@ use datafusion::common::{Result, exec_err, plan_err};
 use datafusion::logical_expr::{
     ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
 };
+use headwater::engine::deferred::FunctionCodec;
 
 /// All functions. `count_calls` writes to `calls`, and fails if that is `None`.
 pub fn all(calls: Option<PathBuf>) -> Vec<ScalarUDF> {
@@ -41,6 +42,31 @@ pub fn all(calls: Option<PathBuf>) -> Vec<ScalarUDF> {
         })
     })
     .collect()
+}
+
+/// Sends `count_calls` to executors with the file that it writes to.
+#[derive(Debug)]
+pub struct CallsCodec;
+
+impl FunctionCodec for CallsCodec {
+    fn kind(&self) -> &'static str {
+        "count_calls"
+    }
+
+    fn encode(&self, function: &ScalarUDF) -> Option<headwater::Result<Vec<u8>>> {
+        match &function.inner().downcast_ref::<Function>()?.effect {
+            Effect::Count(Some(calls)) => Some(Ok(calls.display().to_string().into_bytes())),
+            _ => None,
+        }
+    }
+
+    fn decode(&self, description: &[u8]) -> headwater::Result<ScalarUDF> {
+        let calls = PathBuf::from(String::from_utf8_lossy(description).into_owned());
+        let mut functions = all(Some(calls)).into_iter();
+        functions
+            .next()
+            .ok_or_else(|| headwater::Error::internal("there are no functions"))
+    }
 }
 
 /// What a function does besides giving back its first argument.

@@ -23,6 +23,7 @@ mod views;
 
 use std::env;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use headwater::session::Headwater;
 use libtest_mimic::{Arguments, Trial};
@@ -69,9 +70,10 @@ fn shell() -> ExitCode {
         });
     }
     let calls = env::var_os("HEADWATER_CALLS").map(Into::into);
+    let builder = Headwater::builder().function_codec(Arc::new(functions::CallsCodec));
     let builder = functions::all(calls)
         .into_iter()
-        .fold(Headwater::builder(), |builder, function| {
+        .fold(builder, |builder, function| {
             builder.scalar_function(function)
         });
     headwater::shell::run(env::args_os(), builder)

@@ -27,7 +27,7 @@ use crate::database::{CATALOG_NAME, Database, DatabaseCatalog, LanceTable, SCHEM
 use crate::engine::Engine;
 use crate::engine::ballista::Cluster;
 use crate::engine::ballista::place::{self, ClusterPlanner};
-use crate::engine::deferred::Codecs;
+use crate::engine::deferred::{Codecs, FunctionCodec};
 use crate::job;
 use crate::job::clock::{Clock, SystemClock};
 use crate::job::environment::Environment;
@@ -55,6 +55,7 @@ pub struct HeadwaterBuilder {
     url: String,
     context: Option<SessionContext>,
     functions: Vec<ScalarUDF>,
+    function_codecs: Vec<Arc<dyn FunctionCodec>>,
     storage_options: HashMap<String, String>,
     store_wrapper: Option<Arc<dyn WrappingObjectStore>>,
     clock: Arc<dyn Clock>,
@@ -76,6 +77,7 @@ impl Default for HeadwaterBuilder {
             url: Headwater::DEFAULT_DATABASE.to_string(),
             context: None,
             functions: Vec::new(),
+            function_codecs: Vec::new(),
             storage_options: HashMap::new(),
             store_wrapper: None,
             clock: Arc::new(SystemClock),
@@ -164,6 +166,13 @@ impl HeadwaterBuilder {
         self
     }
 
+    /// Sends functions of the program to other processes of a cluster by what they hold. Those that no codec knows are
+    /// sent by their names: then every process has to register them.
+    pub fn function_codec(mut self, codec: Arc<dyn FunctionCodec>) -> Self {
+        self.function_codecs.push(codec);
+        self
+    }
+
     /// Options of the object store, as Lance names them.
     pub fn storage_options(mut self, options: HashMap<String, String>) -> Self {
         self.storage_options = options;
@@ -206,6 +215,8 @@ impl HeadwaterBuilder {
             .with_functions(Arc::new(KeyFunctions))
             .with_functions(Arc::new(BlobFunctions::new(wrapper)))
             .with_functions(Arc::new(ViewFunctions));
+        let own = self.function_codecs.iter().cloned();
+        let codecs = own.fold(codecs, Codecs::with_functions);
         let functions = self.functions.iter().cloned();
         functions.fold(codecs, Codecs::with_named)
     }

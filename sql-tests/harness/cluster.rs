@@ -4,7 +4,7 @@ use std::env;
 use std::io::{self, BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use headwater::engine::ballista::scheduler::{Scheduler, Settings};
@@ -25,14 +25,14 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// One for all files: two executors with two slots each. `count_calls` of its executors writes to no file.
+    /// One for all files: two executors with a slot each, so that plans are those of two cores.
     pub async fn shared() -> Result<&'static Cluster, Failure> {
         static SHARED: OnceLock<Result<Cluster, Failure>> = OnceLock::new();
         let shared = tokio::task::spawn_blocking(|| {
             SHARED.get_or_init(|| {
                 let cluster = Cluster::start()?;
                 for _ in 0..2 {
-                    cluster.add_executor(&["--slots", "2"])?;
+                    cluster.add_executor(&["--slots", "1"])?;
                 }
                 Ok(cluster)
             })
@@ -62,6 +62,7 @@ impl Cluster {
             .fold(Headwater::builder(), |builder, function| {
                 builder.scalar_function(function)
             })
+            .function_codec(Arc::new(functions::CallsCodec))
             .codecs();
         let scheduler = runtime
             .block_on(Scheduler::start(settings, codecs))

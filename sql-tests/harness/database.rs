@@ -259,6 +259,7 @@ async fn open_session(place: &Place) -> Result<Headwater, Failure> {
         .fold(builder, |builder, function| {
             builder.scalar_function(function)
         })
+        .function_codec(Arc::new(functions::CallsCodec))
         .database(place.database.display().to_string())
         .build()
         .await

@@ -12,9 +12,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use backon::{ExponentialBuilder, Retryable};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray};
 use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::execution::FunctionRegistry;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::logical_expr::Expr;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::stream::BoxStream;
@@ -33,8 +38,10 @@ use super::write::{WrittenUnit, written_units};
 use crate::engine::ballista::board::Inquiry;
 use crate::engine::ballista::{Cluster, Purpose};
 use crate::engine::deferred::{Codecs, DeferredExec, NodeCodec};
+use crate::engine::function::{read_function, write_function};
 use crate::engine::units::{self, Units};
 use crate::engine::wire::{find_error, write_error};
+use crate::function::is_users;
 use crate::job::counters::{Counters, Reading};
 use crate::job::environment::Environment;
 use crate::job::signal::{Signal, Signaller};
@@ -59,7 +66,11 @@ struct Description {
     job: String,
     table: String,
     version: u64,
+    /// When the version was made: a table that is made anew counts from 1 again.
+    made: u128,
     columns: Vec<DescribedColumn>,
+    /// The users' functions that these call, in base64.
+    functions: BTreeMap<String, String>,
     keeps_values: bool,
     unit: Unit,
     /// The file that it writes a part of, if its fragment is divided.
@@ -118,6 +129,10 @@ pub(super) fn run_units(
     concurrency: usize,
     go_on: impl Fn() -> bool + Send + Sync + 'static,
 ) -> BoxStream<'static, Result<Vec<WrittenUnit>>> {
+    let functions = match described_functions(&round.computation.columns, cluster.codecs()) {
+        Ok(functions) => Arc::new(functions),
+        Err(error) => return stream::iter([Err(error)]).boxed(),
+    };
     let round = Arc::new(round);
     let config = environment.state.config().clone();
     let watch = Watch::begin(Arc::clone(&cluster), &round.work);
@@ -127,10 +142,12 @@ pub(super) fn run_units(
             let (round, cluster) = (Arc::clone(&round), Arc::clone(&cluster));
             let (config, watch) = (config.clone(), watch.clone());
             let split = split.get(&unit.fragment).cloned();
+            let functions = Arc::clone(&functions);
             async move {
                 let attempt = || async {
                     let split = split.as_ref().map(SplitFile::write).transpose()?;
-                    let description = round.describe(unit.clone(), split);
+                    let description =
+                        round.describe(unit.clone(), split, functions.as_ref().clone());
                     let watched = watch.unit(&description.token);
                     let bytes = serde_json::to_vec(&description).map_err(|error| {
                         Error::internal(format!("a unit can't be written: {error}"))
@@ -174,7 +191,12 @@ pub(super) fn run_units(
 }
 
 impl Round {
-    fn describe(&self, unit: Unit, split: Option<String>) -> Description {
+    fn describe(
+        &self,
+        unit: Unit,
+        split: Option<String>,
+        functions: BTreeMap<String, String>,
+    ) -> Description {
         let Computation {
             table,
             columns,
@@ -201,7 +223,9 @@ impl Round {
             job: self.work.job.clone(),
             table: table.name.clone(),
             version: table.version(),
+            made: table.dataset.manifest().timestamp_nanos,
             columns: columns.collect(),
+            functions,
             keeps_values: *keeps_values,
             unit,
             split,
@@ -212,6 +236,24 @@ impl Round {
             staged: self.staged.clone(),
         }
     }
+}
+
+/// The users' functions that columns call.
+fn described_functions(columns: &[Column], codecs: &Codecs) -> Result<BTreeMap<String, String>> {
+    let mut functions = BTreeMap::new();
+    for column in columns {
+        column.expression.apply(|part| {
+            if let Expr::ScalarFunction(call) = part
+                && is_users(call.func.name())
+            {
+                let mut bytes = Vec::new();
+                write_function(codecs, &call.func, &mut bytes)?;
+                functions.insert(call.func.name().to_string(), BASE64.encode(bytes));
+            }
+            Ok(TreeNodeRecursion::Continue)
+        })?;
+    }
+    Ok(functions)
 }
 
 fn read_outcome(batches: &[RecordBatch]) -> Result<Outcome> {
@@ -403,10 +445,30 @@ impl UnitCodec {
             ..
         } = &description;
         let environment = self.opener.open(database, storage_options).await?;
-        let state = &environment.state;
+        let mut state = environment.state.clone();
+        let codecs = context.session_config().get_extension::<Codecs>();
+        let codecs = codecs.unwrap_or_default();
+        for (name, text) in &description.functions {
+            let bytes = BASE64.decode(text).map_err(|error| {
+                Error::internal(format!("function '{name}' can't be read: {error}"))
+            })?;
+            state.register_udf(read_function(&codecs, name, &bytes))?;
+        }
+        let state = &state;
         let database = Arc::clone(&environment.database);
         let version = Some(description.version);
-        let table = database.table_at(&description.table, version).await?;
+        let mut table = database.table_at(&description.table, version).await?;
+        if table.dataset.manifest().timestamp_nanos != description.made {
+            // What is cached is of a table that was there before.
+            database.root().forget();
+            table = database.table_at(&description.table, version).await?;
+        }
+        if table.dataset.manifest().timestamp_nanos != description.made {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!("table '{}' was made anew meanwhile", table.name),
+            ));
+        }
         let mut columns = Vec::with_capacity(description.columns.len());
         let mut rows = Vec::with_capacity(description.columns.len());
         for described in &description.columns {

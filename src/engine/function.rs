@@ -100,12 +100,12 @@ fn no_plans() -> DataFusionError {
     Error::internal("plans in expressions are not sent").into()
 }
 
-/// Writes what DataFusion does not know by its name.
-pub(super) fn write_function(
-    codecs: &Codecs,
-    function: &ScalarUDF,
-    bytes: &mut Vec<u8>,
-) -> Result<()> {
+/// Writes a function; nothing if DataFusion knows it by its name.
+///
+/// # Errors
+///
+/// If its codec can't describe it.
+pub fn write_function(codecs: &Codecs, function: &ScalarUDF, bytes: &mut Vec<u8>) -> Result<()> {
     if let Some(missing) = function.inner().downcast_ref::<MissingFunction>() {
         bytes.extend_from_slice(&missing.bytes);
         return Ok(());
@@ -123,7 +123,7 @@ pub(super) fn write_function(
 }
 
 /// A function of another process. One that can't be had here fails when it is called.
-pub(super) fn read_function(codecs: &Codecs, name: &str, bytes: &[u8]) -> Arc<ScalarUDF> {
+pub fn read_function(codecs: &Codecs, name: &str, bytes: &[u8]) -> Arc<ScalarUDF> {
     let found = match wire::is_ours(bytes) {
         true => wire::read_function(bytes).and_then(|(kind, description)| match kind.as_str() {
             NAMED => named(codecs, name),

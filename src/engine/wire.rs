@@ -173,9 +173,12 @@ pub fn find_error(text: &str) -> Option<Error> {
     })
 }
 
-/// An error of a task, as the process gets it that waits for it.
+/// An error of a task, so that it reaches the process that waits for it, whatever is put around it.
 pub fn carried(error: DataFusionError) -> DataFusionError {
-    DataFusionError::Execution(write_error(&Error::from(error)))
+    let error = Error::from(error);
+    // It may come from another task, which has written it.
+    let error = find_error(error.message()).unwrap_or(error);
+    DataFusionError::Execution(write_error(&error))
 }
 
 #[cfg(test)]

@@ -113,7 +113,7 @@ impl Root {
 
     /// Forgets what is cached. Some of Lance's caches know a version of a table by its number alone,
     /// and a table that is made anew counts from 1 again.
-    fn forget(&self) {
+    pub fn forget(&self) {
         let session = new_session();
         self.blobs.forget(Arc::clone(&session));
         *self.session.write().unwrap_or_else(PoisonError::into_inner) = session;

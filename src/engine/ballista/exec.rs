@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ballista_core::serde::protobuf::PartitionLocation;
 use datafusion::arrow::array::{RecordBatch, RecordBatchOptions};
+use datafusion::arrow::compute::cast;
 use datafusion::common::{Result as DataFusionResult, Statistics};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_plan::metrics::{BaselineMetrics, ExecutionPlanMetricsSet, MetricsSet};
@@ -152,9 +153,12 @@ impl ExecutionPlan for ClusterExec {
                 let _ = &held;
                 let batch = batch?;
                 metrics.record_output(batch.num_rows());
-                // What is written to files comes back without what the schema says beside names and types.
+                // What comes back lacks what the schema says beside names and types; and there are literals whose
+                // type is not written, such as FLOAT16.
+                let columns = batch.columns().iter().zip(shown.fields());
+                let columns = columns.map(|(column, field)| cast(column, field.data_type()));
+                let columns = columns.collect::<Result<Vec<_>, _>>()?;
                 let rows = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
-                let columns = batch.columns().to_vec();
                 let shown = Arc::clone(&shown);
                 Ok(RecordBatch::try_new_with_options(shown, columns, &rows)?)
             });

@@ -9,6 +9,7 @@ use std::time::Duration;
 use arrow_flight::flight_service_server::FlightServiceServer;
 use async_trait::async_trait;
 use backon::{ExponentialBuilder, Retryable};
+use ballista_core::registry::BallistaFunctionRegistry;
 use ballista_core::serde::protobuf::scheduler_grpc_client::SchedulerGrpcClient;
 use ballista_core::serde::protobuf::{ExecutorStoppedParams, ShuffleWritePartition};
 use ballista_core::serde::{BallistaCodec, BallistaLogicalExtensionCodec};
@@ -23,15 +24,17 @@ use ballista_executor::flight_service::BallistaFlightService;
 use ballista_executor::metrics::LoggingMetricsCollector;
 use ballista_executor::shutdown::ShutdownNotifier;
 use datafusion::common::Result as DataFusionResult;
-use datafusion::execution::TaskContext;
 use datafusion::execution::memory_pool::{
     FairSpillPool, MemoryPool, TrackConsumersPool, UnboundedMemoryPool,
 };
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
-use datafusion::physical_plan::ExecutionPlan;
+use datafusion::execution::{SendableRecordBatchStream, SessionStateBuilder, TaskContext};
 use datafusion::physical_plan::metrics::MetricsSet;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties};
 use datafusion::prelude::SessionConfig;
 use datafusion_proto::protobuf::{LogicalPlanNode, PhysicalPlanNode};
+use futures::TryStreamExt;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -158,7 +161,7 @@ pub async fn run(
         &work_dir.0.display().to_string(),
         runtime,
         config,
-        Default::default(),
+        Arc::new(functions()),
         Arc::new(LoggingMetricsCollector::default()),
         settings.slots,
         engine,
@@ -269,6 +272,17 @@ pub async fn run(
     let _ = tokio::time::timeout(GRACE, drained).await;
     let _ = shutdown.notify_shutdown.send(());
     why
+}
+
+/// DataFusion's functions, by all of their names: the same as sessions have.
+fn functions() -> BallistaFunctionRegistry {
+    let state = SessionStateBuilder::new().with_default_features().build();
+    BallistaFunctionRegistry {
+        scalar_functions: state.scalar_functions().clone(),
+        aggregate_functions: state.aggregate_functions().clone(),
+        window_functions: state.window_functions().clone(),
+        ..Default::default()
+    }
 }
 
 fn report(
@@ -402,6 +416,12 @@ impl ExecutionEngine for Engine {
         work_dir: &str,
         config: &SessionConfig,
     ) -> DataFusionResult<Arc<dyn QueryStageExecutor>> {
+        // Ballista makes text of the errors below its root.
+        let below = plan.children().into_iter();
+        let below = below
+            .map(|plan| Arc::new(CarriedExec(Arc::clone(plan))) as _)
+            .collect();
+        let plan = plan.with_new_children(below).map_err(carried)?;
         let stage = self.ballista.create_query_stage_exec(
             job_id,
             stage_id,
@@ -453,5 +473,49 @@ impl QueryStageExecutor for Stage {
 
     fn collect_plan_metrics(&self) -> Vec<MetricsSet> {
         self.stage.collect_plan_metrics()
+    }
+}
+
+/// Gives what its input gives, with errors that keep what they say.
+#[derive(Debug)]
+struct CarriedExec(Arc<dyn ExecutionPlan>);
+
+impl DisplayAs for CarriedExec {
+    fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CarriedExec")
+    }
+}
+
+impl ExecutionPlan for CarriedExec {
+    fn name(&self) -> &str {
+        "CarriedExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        self.0.properties()
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        vec![&self.0]
+    }
+
+    fn with_new_children(
+        self: Arc<Self>,
+        mut children: Vec<Arc<dyn ExecutionPlan>>,
+    ) -> DataFusionResult<Arc<dyn ExecutionPlan>> {
+        let child = children.pop();
+        let child = child.ok_or_else(|| Error::internal("CarriedExec has one child"))?;
+        Ok(Arc::new(Self(child)))
+    }
+
+    fn execute(
+        &self,
+        partition: usize,
+        context: Arc<TaskContext>,
+    ) -> DataFusionResult<SendableRecordBatchStream> {
+        let rows = self.0.execute(partition, context).map_err(carried)?;
+        let schema = rows.schema();
+        let rows = rows.map_err(carried);
+        Ok(Box::pin(RecordBatchStreamAdapter::new(schema, rows)))
     }
 }

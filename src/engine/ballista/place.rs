@@ -202,7 +202,7 @@ fn runs_anywhere(plan: &Arc<dyn ExecutionPlan>) -> bool {
     }
     if let Some(join) = plan.downcast_ref::<HashJoinExec>() {
         // Ballista makes other joins of those whose left side is shared; it can't where NULLs matter.
-        return !join.null_aware || join.right().output_partitioning().partition_count() == 1;
+        return !join.null_aware;
     }
     if let Some(join) = plan.downcast_ref::<NestedLoopJoinExec>() {
         // Each task would give the rows of the left side that it found no match for.

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -20,7 +20,7 @@ use super::{Blobs, LanceScanExec, RowFilter, ScanDescription, Window};
 use crate::engine::deferred::{Codecs, NodeCodec};
 use crate::engine::function::{read_expression, write_expression};
 use crate::storage::{RowSet, StoreSettings, open};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// Tables at one version that a process keeps open for others.
 const OPEN_TABLES: usize = 32;
@@ -30,6 +30,8 @@ const OPEN_TABLES: usize = 32;
 struct Written {
     uri: String,
     version: u64,
+    /// When the version was made: a table that is made anew counts from 1 again.
+    made: u128,
     storage_options: HashMap<String, String>,
     columns: Vec<String>,
     filter: Option<String>,
@@ -59,7 +61,8 @@ type OpenTable = Arc<OnceCell<Arc<Dataset>>>;
 /// Writes [`LanceScanExec`] for other processes, and runs it for them.
 pub struct ScanCodec {
     wrapper: Option<Arc<dyn WrappingObjectStore>>,
-    session: Arc<Session>,
+    /// What is cached of tables.
+    session: Mutex<Arc<Session>>,
     /// The newest last.
     tables: Mutex<VecDeque<(String, OpenTable)>>,
 }
@@ -75,17 +78,20 @@ impl ScanCodec {
     pub fn new(wrapper: Option<Arc<dyn WrappingObjectStore>>) -> Self {
         Self {
             wrapper,
-            session: crate::storage::new_session(),
+            session: Mutex::new(crate::storage::new_session()),
             tables: Mutex::default(),
         }
     }
 
-    /// The table that `description` reads.
-    async fn table(&self, description: &ScanDescription) -> Result<Arc<Dataset>> {
+    /// The table that `description` reads, whose version was made then.
+    async fn table(&self, description: &ScanDescription, made: u128) -> Result<Arc<Dataset>> {
         let options = &description.storage_options;
         let mut sorted: Vec<_> = options.iter().collect();
         sorted.sort();
-        let key = format!("{}@{}{sorted:?}", description.uri, description.version);
+        let key = format!(
+            "{}@{}@{made}{sorted:?}",
+            description.uri, description.version
+        );
         let table = {
             let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
             match tables.iter().find(|(known, _)| *known == key) {
@@ -101,14 +107,37 @@ impl ScanCodec {
             }
         };
         let opened = table.get_or_try_init(|| async {
-            let settings = StoreSettings::new(options.clone(), self.wrapper.clone());
-            let (uri, version) = (&description.uri, Some(description.version));
-            let session = Arc::clone(&self.session);
-            Ok::<_, Error>(Arc::new(
-                open(uri, version, &settings, Some(session)).await?,
-            ))
+            let table = self.open(description).await?;
+            if table.manifest().timestamp_nanos == made {
+                return Ok(table);
+            }
+            // What is cached is of a table that was there before: Lance knows a version by its number alone.
+            *self.lock_session() = crate::storage::new_session();
+            let table = self.open(description).await?;
+            match table.manifest().timestamp_nanos == made {
+                true => Ok(table),
+                false => Err(Error::new(
+                    ErrorKind::Conflict,
+                    format!("table '{}' was made anew meanwhile", description.table()),
+                )
+                .with_hint("run the statement again")),
+            }
         });
         opened.await.map(Arc::clone)
+    }
+
+    async fn open(&self, description: &ScanDescription) -> Result<Arc<Dataset>> {
+        let options = description.storage_options.clone();
+        let settings = StoreSettings::new(options, self.wrapper.clone());
+        let (uri, version) = (&description.uri, Some(description.version));
+        let session = Arc::clone(&self.lock_session());
+        Ok(Arc::new(
+            open(uri, version, &settings, Some(session)).await?,
+        ))
+    }
+
+    fn lock_session(&self) -> MutexGuard<'_, Arc<Session>> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -131,9 +160,10 @@ impl NodeCodec for ScanCodec {
         let written: Written = serde_json::from_slice(description)
             .map_err(|error| Error::internal(format!("a scan can't be read: {error}")))?;
         let schema = crate::engine::wire::read_schema(&written.schema)?;
+        let made = written.made;
         let description = read(written, &context)?;
         let rows = async move {
-            let table = self.table(&description).await?;
+            let table = self.table(&description, made).await?;
             let scan = LanceScanExec::try_new(table, description)?;
             scan.execute(partition, context)
         };
@@ -149,6 +179,7 @@ fn write(scan: &LanceScanExec, codecs: &Codecs) -> Result<Vec<u8>> {
     let written = Written {
         uri: description.uri,
         version: description.version,
+        made: scan.dataset().manifest().timestamp_nanos,
         storage_options: description.storage_options,
         columns: description.columns,
         filter: filter.transpose()?.map(|bytes| BASE64.encode(bytes)),
