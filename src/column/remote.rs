@@ -79,8 +79,19 @@ struct Description {
     fixed_batches: bool,
     checkpoint_interval: Duration,
     counts_reused: bool,
-    /// Whether earlier runs have left results, and if so whose are used: those of all, or of one job.
-    staged: Option<Option<String>>,
+    /// Results of earlier runs that are used.
+    staged: Earlier,
+}
+
+/// Which staged results of earlier runs a unit uses.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) enum Earlier {
+    /// There are none.
+    None,
+    /// Those of any job.
+    OfAll,
+    /// Those of one job.
+    Of(String),
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -113,8 +124,8 @@ pub(super) struct Round {
     pub(super) work: Arc<Work>,
     pub(super) batches: BatchSize,
     pub(super) fixed_batches: bool,
-    /// Whose staged results are used, if there are any.
-    pub(super) staged: Option<Option<String>>,
+    /// Results of earlier runs that are used.
+    pub(super) staged: Earlier,
     pub(super) pool: Option<String>,
 }
 
@@ -493,12 +504,16 @@ impl UnitCodec {
             }
             None => HashMap::new(),
         };
+        let only = match &description.staged {
+            Earlier::Of(job) => Some(job.as_str()),
+            Earlier::OfAll | Earlier::None => None,
+        };
         let staged = match &description.staged {
-            Some(only) => {
+            Earlier::None => Staged::default(),
+            Earlier::OfAll | Earlier::Of(_) => {
                 let columns: Vec<&Column> = columns.iter().collect();
-                Staged::find(&database, &table, &columns, only.as_deref()).await?
+                Staged::find(&database, &table, &columns, only).await?
             }
-            None => Staged::default(),
         };
         let staging = Staging::new(Arc::clone(&database), &table, &columns, &description.job);
         let work = Work {

@@ -300,8 +300,11 @@ impl Flight<'_> {
             work: Arc::clone(&self.work),
             batches: settings.batches,
             fixed_batches: settings.fixed_batches,
-            staged: (!self.work.staged.is_empty())
-                .then(|| is_forced.then(|| self.work.job.clone())),
+            staged: match (self.work.staged.is_empty(), is_forced) {
+                (true, _) => remote::Earlier::None,
+                (false, true) => remote::Earlier::Of(self.work.job.clone()),
+                (false, false) => remote::Earlier::OfAll,
+            },
             pool: None,
         }
     }

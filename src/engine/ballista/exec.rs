@@ -76,10 +76,15 @@ impl ClusterExec {
         let mut submitted = cluster.submit(bytes, config, &Purpose::default()).await?;
         let mut locations = vec![Vec::new(); partitions.max(1)];
         for location in submitted.wait().await? {
-            let partition = location.partition_id.as_ref();
-            let place = partition.map_or(0, |id| id.partition_id as usize);
-            // A scheduler may divide the last stage in another way.
-            locations[place % partitions.max(1)].push(location);
+            let place = location.partition_id.as_ref();
+            let place = place.map_or(0, |id| id.partition_id as usize);
+            // Nodes above count on it: a plan that is divided in another way would give wrong rows.
+            let place = locations.get_mut(place).ok_or_else(|| {
+                Error::internal(format!(
+                    "the cluster has divided a plan of {partitions} partitions in another way"
+                ))
+            })?;
+            place.push(location);
         }
         Ok(Running {
             submitted,

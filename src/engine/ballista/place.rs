@@ -16,7 +16,7 @@ use datafusion::execution::SessionState;
 use datafusion::execution::context::QueryPlanner;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::ExecutionPlan;
-use datafusion::physical_plan::joins::{HashJoinExec, NestedLoopJoinExec};
+use datafusion::physical_plan::joins::{HashJoinExec, NestedLoopJoinExec, PartitionMode};
 use datafusion::physical_plan::repartition::RepartitionExec;
 use datafusion::physical_plan::{ExecutionPlanProperties, Partitioning};
 use datafusion::physical_planner::{DefaultPhysicalPlanner, PhysicalPlanner};
@@ -201,23 +201,30 @@ fn runs_anywhere(plan: &Arc<dyn ExecutionPlan>) -> bool {
             <= MOST_MEMORY;
     }
     if let Some(join) = plan.downcast_ref::<HashJoinExec>() {
-        // Ballista makes other joins of those whose left side is shared; it can't where NULLs matter.
-        return !join.null_aware;
+        // Where tasks share the left side, each would give the rows of it that it found no match for; Ballista makes another
+        // join of it, which has another number of partitions than the nodes above it were planned for.
+        let is_shared = *join.partition_mode() == PartitionMode::CollectLeft;
+        return !join.null_aware && (!is_shared || is_by_right(*join.join_type()));
     }
     if let Some(join) = plan.downcast_ref::<NestedLoopJoinExec>() {
         // Each task would give the rows of the left side that it found no match for.
-        let by_right = matches!(
-            join.join_type(),
-            JoinType::Inner
-                | JoinType::Right
-                | JoinType::RightSemi
-                | JoinType::RightAnti
-                | JoinType::RightMark
-        );
-        return by_right || join.right().output_partitioning().partition_count() == 1;
+        return is_by_right(*join.join_type())
+            || join.right().output_partitioning().partition_count() == 1;
     }
     if let Some(repartition) = plan.downcast_ref::<RepartitionExec>() {
         return matches!(repartition.partitioning(), Partitioning::Hash(..));
     }
     ANYWHERE.contains(&plan.name()) || plan.name() == "UnnestExec"
+}
+
+/// Whether a join gives rows only on behalf of its right side.
+fn is_by_right(join: JoinType) -> bool {
+    matches!(
+        join,
+        JoinType::Inner
+            | JoinType::Right
+            | JoinType::RightSemi
+            | JoinType::RightAnti
+            | JoinType::RightMark
+    )
 }
