@@ -22,7 +22,7 @@ use lance_io::object_store::WrappingObjectStore;
 use crate::column::remote::{Opener, UnitCodec};
 use crate::column::system_tables;
 use crate::database::blob::{BlobFunctions, blob_functions};
-use crate::database::system::SystemSchema;
+use crate::database::system::{SystemSchema, SystemTable};
 use crate::database::{CATALOG_NAME, Database, DatabaseCatalog, LanceTable, SCHEMA_NAME};
 use crate::engine::Engine;
 use crate::engine::ballista::Cluster;
@@ -31,6 +31,7 @@ use crate::engine::deferred::{Codecs, FunctionCodec};
 use crate::job;
 use crate::job::clock::{Clock, SystemClock};
 use crate::job::environment::Environment;
+use crate::job::executors::Executors;
 use crate::job::jobs::Jobs;
 use crate::job::ledger::Ledger;
 use crate::sql::execute::Executor;
@@ -251,7 +252,7 @@ impl HeadwaterBuilder {
         config.options_mut().sql_parser.map_string_types_to_utf8view = false;
         let mut builder = SessionStateBuilder::new_from_existing(given.state())
             .with_type_planner(Arc::new(TypeNames));
-        if let Some(cluster) = cluster {
+        if let Some(cluster) = cluster.clone() {
             config = place::configure(config);
             let slots = cluster.slots(None).await?;
             if slots > 0 {
@@ -262,6 +263,7 @@ impl HeadwaterBuilder {
         }
         let state = builder.with_config(config).build();
         let context = SessionContext::new_with_state(state);
+        let executors: Arc<dyn SystemTable> = Arc::new(Executors(cluster.clone()));
         let catalog: Arc<dyn CatalogProvider> = Arc::new(DatabaseCatalog::new(
             Arc::clone(&database),
             SystemSchema::new(
@@ -270,6 +272,7 @@ impl HeadwaterBuilder {
                     .into_iter()
                     .chain(job::system::system_tables(&self.clock))
                     .chain(view::system::system_tables(&self.clock))
+                    .chain([executors])
                     .collect(),
             ),
         ));

@@ -7,8 +7,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use backon::{ExponentialBuilder, Retryable};
@@ -32,10 +33,11 @@ use uuid::Uuid;
 use super::assess::{Column, Rows};
 use super::computation::Computation;
 use super::plan::{BatchSize, Unit};
+use super::refresh::Admission;
 use super::staged::{Staged, Staging};
 use super::work::{Pace, Work};
 use super::write::{WrittenUnit, written_units};
-use crate::engine::ballista::board::Inquiry;
+use crate::engine::ballista::board::{Demand, Inquiry};
 use crate::engine::ballista::{Cluster, Purpose};
 use crate::engine::deferred::{Codecs, DeferredExec, NodeCodec};
 use crate::engine::function::{read_function, write_function};
@@ -146,7 +148,7 @@ pub(super) fn run_units(
     };
     let round = Arc::new(round);
     let config = environment.state.config().clone();
-    let watch = Watch::begin(Arc::clone(&cluster), &round.work);
+    let watch = Watch::begin(Arc::clone(&cluster), &round, units.len());
     stream::iter(units.into_iter().enumerate())
         .take_while(move |_| future::ready(go_on()))
         .map(move |(place, unit)| {
@@ -249,6 +251,45 @@ impl Round {
     }
 }
 
+/// Waits until there is an executor for `pool`, as long as `admission` says; meanwhile the work that is left is demand that
+/// an autoscaler sees.
+pub(super) async fn admitted(
+    cluster: &Cluster,
+    job: &str,
+    pool: Option<&str>,
+    admission: Admission,
+    units: usize,
+) -> Result<()> {
+    let began = Instant::now();
+    let patience = match admission {
+        Admission::Off => return Ok(()),
+        Admission::Strict => Duration::ZERO,
+        Admission::Wait(patience) => patience,
+    };
+    loop {
+        let Err(error) = cluster.admit(pool).await else {
+            return Ok(());
+        };
+        if began.elapsed() >= patience {
+            return Err(match patience.is_zero() {
+                true => error,
+                false => error.context(format!("waited {patience:?} for an executor")),
+            });
+        }
+        let inquiry = Inquiry {
+            units: BTreeMap::new(),
+            demand: Some(Demand {
+                job: job.to_string(),
+                pool: pool.map(str::to_string),
+                units: units as u64,
+            }),
+        };
+        // Whether it is heard does not matter: it is said again.
+        let _ = cluster.inquire(&inquiry).await;
+        tokio::time::sleep(INQUIRIES).await;
+    }
+}
+
 /// The users' functions that columns call.
 fn described_functions(columns: &[Column], codecs: &Codecs) -> Result<BTreeMap<String, String>> {
     let mut functions = BTreeMap::new();
@@ -284,11 +325,16 @@ fn read_outcome(batches: &[RecordBatch]) -> Result<Outcome> {
 struct Watch {
     readings: Arc<Mutex<BTreeMap<String, Reading>>>,
     counters: Arc<Counters>,
+    /// Units that are not done.
+    left: Arc<AtomicU64>,
     _task: Arc<JoinSet<()>>,
 }
 
 impl Watch {
-    fn begin(cluster: Arc<Cluster>, work: &Arc<Work>) -> Self {
+    fn begin(cluster: Arc<Cluster>, round: &Round, units: usize) -> Self {
+        let work = &round.work;
+        let left = Arc::new(AtomicU64::new(units as u64));
+        let (job, pool, units_left) = (work.job.clone(), round.pool.clone(), Arc::clone(&left));
         let readings: Arc<Mutex<BTreeMap<String, Reading>>> = Arc::default();
         let mut task = JoinSet::new();
         let (watched, counters, signal) = (
@@ -304,10 +350,12 @@ impl Watch {
                 let units = tokens.into_iter().map(|token| (token, said.clone()));
                 let inquiry = Inquiry {
                     units: units.collect(),
+                    demand: Some(Demand {
+                        job: job.clone(),
+                        pool: pool.clone(),
+                        units: units_left.load(Ordering::Relaxed),
+                    }),
                 };
-                if inquiry.units.is_empty() {
-                    continue;
-                }
                 let Ok(answer) = cluster.inquire(&inquiry).await else {
                     continue;
                 };
@@ -324,6 +372,7 @@ impl Watch {
         Self {
             readings,
             counters: Arc::clone(&work.counters),
+            left,
             _task: Arc::new(task),
         }
     }
@@ -349,6 +398,7 @@ impl Watched {
         if let Some(before) = lock(&self.watch.readings).remove(&self.token) {
             self.watch.counters.absorb(&before, counted);
         }
+        self.watch.left.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -39,7 +39,7 @@ pub struct SystemSchema {
 }
 
 /// Tables that are announced, but come later.
-const LATER: [&str; 4] = ["functions", "environments", "indexes", "executors"];
+const LATER: [&str; 3] = ["functions", "environments", "indexes"];
 
 impl SystemSchema {
     /// The schema with the tables of this room and `more`.

@@ -10,6 +10,7 @@ pub mod counters;
 mod driven;
 pub mod driver;
 pub mod environment;
+pub mod executors;
 pub mod history;
 pub mod jobs;
 pub mod ledger;

@@ -16,7 +16,7 @@ use datafusion::sql::sqlparser::tokenizer::Token;
 use super::parser::failure::{Failure, Read};
 use super::statement::{OptionValue, StatementOption};
 use crate::column::plan::BatchSize;
-use crate::column::refresh::Settings;
+use crate::column::refresh::{ADMISSION_TIMEOUT, Admission, Settings};
 use crate::{Error, Result, nearest};
 
 /// An option that a statement knows.
@@ -64,9 +64,9 @@ pub const REFRESH_COLUMN: &[KnownOption] = &[
     KnownOption::later("max_failed_rows"),
     KnownOption::later("max_failed_fraction"),
     KnownOption::later("call_timeout"),
-    KnownOption::later("pool"),
-    KnownOption::later("admission"),
-    KnownOption::later("admission_timeout"),
+    KnownOption::now("pool"),
+    KnownOption::now("admission"),
+    KnownOption::now("admission_timeout"),
 ];
 
 /// The options of OPTIMIZE.
@@ -109,6 +109,8 @@ pub fn refresh_settings(given: &[StatementOption]) -> Result<Settings> {
         max_time: options.duration("max_seconds", TIMES)?,
         timeout: options.duration("timeout", TIMES)?,
         version: options.integer("version", 1..=MOST_ROWS)?,
+        pool: options.text("pool")?.map(str::to_string),
+        admission: options.admission()?,
     })
 }
 
@@ -283,6 +285,22 @@ impl<'a> Options<'a> {
             None => Ok(None),
             Some(OptionValue::Text(text)) => Ok(Some(text)),
             Some(value) => Err(self.refuse(name, value, "a text in single quotes")),
+        }
+    }
+
+    /// What becomes of a job for which there is no executor: `admission` and `admission_timeout`.
+    pub fn admission(&self) -> Result<Admission> {
+        let timeout = self.duration("admission_timeout", TIMES)?;
+        let timeout = timeout.unwrap_or(ADMISSION_TIMEOUT);
+        match self.text("admission")?.map(str::to_lowercase).as_deref() {
+            None | Some("strict") => Ok(Admission::Strict),
+            Some("wait") => Ok(Admission::Wait(timeout)),
+            Some("off") => Ok(Admission::Off),
+            Some(other) => Err(Error::invalid(format!(
+                "option 'admission' of {}: '{other}' is not known",
+                self.statement
+            ))
+            .with_hint("it is 'strict', 'wait' or 'off'")),
         }
     }
 

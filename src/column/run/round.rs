@@ -305,7 +305,7 @@ impl Flight<'_> {
                 (false, true) => remote::Earlier::Of(self.work.job.clone()),
                 (false, false) => remote::Earlier::OfAll,
             },
-            pool: None,
+            pool: settings.pool.clone(),
         }
     }
 
@@ -328,6 +328,16 @@ impl Flight<'_> {
             Some(_) => REMOTE_GRACE,
             None => GRACE,
         };
+        if let Some(cluster) = &cluster {
+            let settings = self.run.settings();
+            let (pool, admission) = (settings.pool.as_deref(), settings.admission);
+            let job = self.run.driver.id();
+            let admitted = remote::admitted(cluster, job, pool, admission, units.len());
+            tokio::select! {
+                admitted = admitted => admitted?,
+                stop = signal.stopped() => return Ok(Landing::Stopped(stop)),
+            }
+        }
         let mut writing = match cluster {
             Some(cluster) => run_units(
                 environment,

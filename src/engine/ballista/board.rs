@@ -16,6 +16,10 @@ use serde_json::Value;
 pub const REPORTS: Duration = Duration::from_millis(250);
 /// How long what a unit of work did is remembered after its executor or its driver was last heard of.
 const FORGOTTEN: Duration = Duration::from_secs(120);
+/// How long a driver may not ask for a unit before it is told to stop: nobody waits for it any more.
+const ABANDONED: Duration = Duration::from_secs(30);
+/// How long what a driver says of its demand holds.
+const DEMAND_HOLDS: Duration = Duration::from_secs(5);
 
 /// An executor, as it describes itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -61,6 +65,20 @@ pub struct Orders {
 pub struct Inquiry {
     /// By the token of a unit of work: what its job is told now.
     pub units: BTreeMap<String, Value>,
+    /// The work that is left.
+    #[serde(default)]
+    pub demand: Option<Demand>,
+}
+
+/// Work that is left of a job.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Demand {
+    /// The job.
+    pub job: String,
+    /// The label of the executors that it wants.
+    pub pool: Option<String>,
+    /// Units that are not done.
+    pub units: u64,
 }
 
 /// What a driver gets to know.
@@ -91,12 +109,16 @@ pub struct Board {
     state: Arc<Mutex<State>>,
     /// After this silence an executor counts as lost.
     executor_timeout: Duration,
+    /// When units are told to stop that nobody asks for, and how.
+    abandoned: Duration,
+    abandon: Value,
 }
 
 #[derive(Debug, Default)]
 struct State {
     executors: BTreeMap<String, (Report, Instant)>,
     units: HashMap<String, Unit>,
+    demands: BTreeMap<String, (Demand, Instant)>,
 }
 
 #[derive(Debug)]
@@ -104,6 +126,8 @@ struct Unit {
     done: Option<Value>,
     signal: Option<Value>,
     heard: Instant,
+    /// When its driver asked for it; at first when it was first heard of.
+    asked: Instant,
 }
 
 impl Unit {
@@ -112,6 +136,7 @@ impl Unit {
             done: None,
             signal: None,
             heard: Instant::now(),
+            asked: Instant::now(),
         }
     }
 }
@@ -122,6 +147,9 @@ impl Board {
         Self {
             state: Arc::default(),
             executor_timeout,
+            abandoned: ABANDONED,
+            // A job whose driver is gone has another one, or none.
+            abandon: serde_json::json!({ "stop": "superseded" }),
         }
     }
 
@@ -133,9 +161,13 @@ impl Board {
             let unit = state.units.entry(token.clone()).or_insert_with(Unit::new);
             unit.done = Some(done.clone());
             unit.heard = Instant::now();
-            if let Some(signal) = &unit.signal {
-                orders.signals.insert(token.clone(), signal.clone());
-            }
+            let signal = match unit.asked.elapsed() > self.abandoned {
+                true => Some(self.abandon.clone()),
+                false => unit.signal.clone(),
+            };
+            orders
+                .signals
+                .extend(signal.map(|signal| (token.clone(), signal)));
         }
         let id = report.executor.id.clone();
         state.executors.insert(id, (report, Instant::now()));
@@ -155,6 +187,7 @@ impl Board {
             let unit = state.units.entry(token.clone()).or_insert_with(Unit::new);
             unit.signal = Some(signal);
             unit.heard = Instant::now();
+            unit.asked = Instant::now();
             if let Some(done) = &unit.done {
                 units.insert(token, done.clone());
             }
@@ -162,11 +195,28 @@ impl Board {
         state
             .units
             .retain(|_, unit| unit.heard.elapsed() < FORGOTTEN);
+        if let Some(demand) = inquiry.demand {
+            let job = demand.job.clone();
+            state.demands.insert(job, (demand, Instant::now()));
+        }
         drop(state);
         Answer {
             executors: self.executors(),
             units,
         }
+    }
+
+    /// Units that are not done, by the label that they want.
+    pub fn demand(&self) -> BTreeMap<Option<String>, u64> {
+        let mut state = self.lock();
+        state
+            .demands
+            .retain(|_, (_, said)| said.elapsed() < DEMAND_HOLDS);
+        let mut units: BTreeMap<Option<String>, u64> = BTreeMap::new();
+        for (demand, _) in state.demands.values() {
+            *units.entry(demand.pool.clone()).or_default() += demand.units;
+        }
+        units
     }
 
     /// The executors that live.
@@ -232,6 +282,15 @@ mod tests {
         let orders = board.report(report(&[("u", 2)]));
         assert_eq!(orders.signals, [("u".to_string(), json!("pause"))].into());
         assert_eq!(board.inquire(inquiry()).units["u"], json!(2));
+        assert_eq!(board.demand(), [(Some("gpu".to_string()), 3)].into());
+    }
+
+    #[test]
+    fn units_that_nobody_asks_for_are_told_to_stop() {
+        let mut board = Board::new(Duration::from_secs(30));
+        board.abandoned = Duration::ZERO;
+        let orders = board.report(report(&[("u", 1)]));
+        assert_eq!(orders.signals["u"], json!({ "stop": "superseded" }));
     }
 
     #[test]
