@@ -11,7 +11,8 @@ use clap::Parser;
 use tokio::runtime::Builder;
 
 use super::arguments::size;
-use super::serve::{listen, time};
+use super::serve::time;
+use super::signals::listen;
 use super::{WORKER_STACK, no_runtime, report, say};
 use crate::engine::ballista::Security;
 use crate::engine::ballista::executor::{self, Settings};
