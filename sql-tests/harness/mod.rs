@@ -7,7 +7,7 @@
 //! - [`foreign`] changes tables as other Lance programs do,
 //! - [`render`] turns results into text, [`normalize`] takes out of it what differs from
 //!   run to run,
-//! - [`process`] runs this binary as a shell in a process of its own,
+//! - [`process`] runs this binary as a shell in a process of its own, [`daemon`] listens to one that goes on,
 //! - [`cluster`] is a cluster: a scheduler, and executors in processes of their own,
 //! - [`python`] is a Python that has pylance, or moto,
 //! - [`s3`] is a store that answers as S3 does,
@@ -17,6 +17,7 @@
 pub mod checks;
 pub mod cluster;
 pub mod command;
+pub mod daemon;
 pub mod database;
 pub mod faults;
 pub mod files;
@@ -37,17 +38,20 @@ pub enum Engine {
     Local,
     /// On a cluster that this process drives.
     Cluster,
+    /// In the process of a server, one for each file.
+    Server,
 }
 
 impl Engine {
     /// All engines.
-    pub const ALL: [Engine; 2] = [Engine::Local, Engine::Cluster];
+    pub const ALL: [Engine; 3] = [Engine::Local, Engine::Cluster, Engine::Server];
 
     /// Its name in the names of trials, and the label for `onlyif` and `skipif`.
     pub fn name(self) -> &'static str {
         match self {
             Engine::Local => "local",
             Engine::Cluster => "cluster",
+            Engine::Server => "server",
         }
     }
 }
