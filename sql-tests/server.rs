@@ -112,7 +112,9 @@ async fn slow(rows: u32, millis: u32) -> Outcome<Scene> {
             "CREATE TABLE t (id BIGINT, x BIGINT,
                  y BIGINT AS (count_calls(sleep_ms(x, {millis}))))"
         ),
-        &format!("INSERT INTO t (id, x) SELECT value, value FROM generate_series(1, {rows})"),
+        &format!(
+            "INSERT INTO t (id, x) SELECT value AS id, value AS x FROM generate_series(1, {rows})"
+        ),
     ])
     .await
 }
@@ -184,9 +186,11 @@ async fn shell() -> Outcome<()> {
             "-c",
             "\\h REFRESH COLUMN",
             "-c",
+            "DROP TABLE boxes",
+            "-c",
             "\\pset format tsv",
             "-c",
-            "DROP TABLE boxes",
+            "SELECT 1, 2",
         ],
     ];
     let scene = Scene::new(&[]).await?;
@@ -283,8 +287,7 @@ async fn much() -> Outcome<()> {
     }
     // A client that takes the first rows only ends the query.
     let started = Instant::now();
-    let endless =
-        "SELECT a.value FROM generate_series(1, 1000000000) a, generate_series(1, 1000) b";
+    let endless = "SELECT value FROM generate_series(1, 100000000000)";
     let mut rows = client.execute(endless).await?;
     rows.try_next().await?.ok_or("no rows")?;
     drop(rows);

@@ -215,10 +215,10 @@ async fn updates() -> Outcome<()> {
     for (statement, expected) in [
         (
             "CREATE TABLE boxes (id BIGINT, x BIGINT, y BIGINT AS (x + 1))",
-            -1,
+            0,
         ),
         (
-            "INSERT INTO boxes (id, x) SELECT value, value FROM generate_series(1, 10)",
+            "INSERT INTO boxes (id, x) SELECT value AS id, value AS x FROM generate_series(1, 10)",
             10,
         ),
         ("UPDATE boxes SET x = 0 WHERE id > 7", 3),

@@ -49,7 +49,7 @@ use url::ServerUrl;
 /// How long a server may take to answer a new connection.
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long it may take to answer the first call.
-const GREETING: Duration = Duration::from_secs(10);
+const GREETING: Duration = Duration::from_secs(8);
 /// How often a server is asked whether it is there, and how long it has to answer.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// How much is taken before it is confirmed, in bytes: of one result, and of all of a connection.

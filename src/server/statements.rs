@@ -37,6 +37,8 @@ pub(super) const KEPT: Duration = Duration::from_secs(300);
 const POLL: Duration = Duration::from_millis(250);
 /// How long a job that is cancelled is waited for, so that what it has is written down.
 const SETTLE: Duration = Duration::from_millis(1500);
+/// How long a server that ends waits for a client to hear of the end of its statement.
+const TOLD: Duration = Duration::from_millis(500);
 /// How large a message with rows is to be, in bytes, if a row is not larger.
 const MESSAGE_BYTES: usize = 1 << 20;
 /// Messages that are made before the client has taken the one before.
@@ -296,7 +298,12 @@ impl Statements {
 
     /// Whether no statement runs, and none is being fetched or waits to be told its end.
     pub(super) fn are_through(&self) -> bool {
-        let is_of_use = |entry: &Entry| !matches!(entry, Entry::Ready(..));
+        let is_of_use = |entry: &Entry| match entry {
+            Entry::Running(_) | Entry::Fetched(_) => true,
+            // Whoever polls it does so within this time.
+            Entry::Failed(_, since) => since.elapsed() < TOLD,
+            Entry::Ready(..) => false,
+        };
         self.shared.running.load(Ordering::SeqCst) == 0 && !self.entries().values().any(is_of_use)
     }
 
