@@ -106,7 +106,7 @@ struct ErrorHeader {
 }
 
 /// The kinds of errors with their names and codes.
-const KINDS: [(ErrorKind, &str, Code); 13] = [
+const KINDS: [(ErrorKind, &str, Code); 14] = [
     (ErrorKind::Syntax, "syntax", Code::InvalidArgument),
     (
         ErrorKind::InvalidInput,
@@ -133,6 +133,7 @@ const KINDS: [(ErrorKind, &str, Code); 13] = [
     (ErrorKind::Busy, "busy", Code::FailedPrecondition),
     (ErrorKind::Computation, "computation", Code::InvalidArgument),
     (ErrorKind::Storage, "storage", Code::Unavailable),
+    (ErrorKind::Cluster, "cluster", Code::Unavailable),
     (ErrorKind::Query, "query", Code::InvalidArgument),
     (ErrorKind::Cancelled, "cancelled", Code::Cancelled),
     (ErrorKind::Internal, "internal", Code::Internal),

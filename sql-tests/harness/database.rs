@@ -157,9 +157,7 @@ enum Session {
 impl Session {
     async fn open(place: &Place) -> Result<Self, Failure> {
         match place.engine {
-            Engine::Local | Engine::Cluster => {
-                Ok(Self::Here(Box::new(open_session(place).await?)))
-            }
+            Engine::Local | Engine::Cluster => Ok(Self::Here(Box::new(open_session(place).await?))),
             Engine::Server => {
                 let client = Client::connect(place.server().await?, &Options::default());
                 Ok(Self::Server(
