@@ -159,7 +159,8 @@ impl Session {
         match place.engine {
             Engine::Local | Engine::Cluster => Ok(Self::Here(Box::new(open_session(place).await?))),
             Engine::Server => {
-                let client = Client::connect(place.server().await?, &Options::default());
+                let options = Options::default();
+                let client = Client::connect(place.server().await?, &options);
                 Ok(Self::Server(
                     client.await.map_err(Failure::new)?,
                     Vec::new(),

@@ -8,7 +8,7 @@ use headwater::client::{Client, Options};
 use libtest_mimic::Trial;
 
 use super::{RUNNING, command, ended, has, headwater, remote, slow, start, until, within};
-use crate::harness::scene::{Outcome, Scene, block_on};
+use crate::harness::scene::{Outcome, block_on};
 
 pub(super) fn trials() -> Vec<Trial> {
     vec![
