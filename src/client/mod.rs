@@ -121,6 +121,7 @@ impl Client {
             .initial_connection_window_size(WINDOWS.1)
             .http2_max_header_list_size(HEADER_BYTES);
         if parsed.is_encrypted {
+            protocol::choose_cryptography();
             endpoint = endpoint.tls_config(tls(options)?).map_err(|error| {
                 Error::invalid(format!(
                     "the certificates can't be used: {}",

@@ -52,6 +52,7 @@ pub use settings::{Settings, SettingsFile};
 
 use crate::error::causes;
 use crate::job::signal::{Signal, Stop};
+use crate::protocol::choose_cryptography;
 use crate::session::{Headwater, HeadwaterBuilder};
 use crate::{Error, ErrorKind, Result};
 use access::Access;
@@ -162,6 +163,7 @@ impl Server {
             .initial_connection_window_size(WINDOWS.1);
         let is_encrypted = certificates.is_some();
         if let Some(read) = certificates {
+            choose_cryptography();
             let identity = Identity::from_pem(read.certificate, read.key);
             let mut tls = ServerTlsConfig::new().identity(identity);
             if let Some(roots) = read.client_ca {

@@ -10,7 +10,7 @@ mod metadata;
 mod parameters;
 mod prepared;
 
-use std::future::Future;
+use std::future::{Future, ready};
 use std::sync::Arc;
 
 use arrow::array::{AsArray, RecordBatch};
@@ -236,7 +236,7 @@ impl Calls {
     ) -> Result<Response<FlightInfo>, Status> {
         let (id, schema, state) = self.statements.keep(session, sql).await?;
         Ok(Response::new(
-            ready(&id, &schema, &state)?.with_descriptor(descriptor),
+            fetchable(&id, &schema, &state)?.with_descriptor(descriptor),
         ))
     }
 
@@ -269,7 +269,7 @@ impl Calls {
         unanswered.id = None;
         let answer = match polling? {
             Polling::Ready(id, schema, state) => {
-                PollInfo::new().with_info(ready(&id, &schema, &state)?)
+                PollInfo::new().with_info(fetchable(&id, &schema, &state)?)
             }
             Polling::Running(state) => {
                 // The same names it for CancelFlightInfo.
@@ -435,7 +435,7 @@ fn command(bytes: &[u8]) -> Result<Command, Status> {
 }
 
 /// A statement whose rows can be fetched.
-fn ready(id: &str, schema: &SchemaRef, state: &StatementState) -> Result<FlightInfo, Status> {
+fn fetchable(id: &str, schema: &SchemaRef, state: &StatementState) -> Result<FlightInfo, Status> {
     let info = FlightInfo::new()
         .try_with_schema(schema)
         .map_err(|error| status(&Error::from(error)))?;
@@ -464,7 +464,10 @@ fn rows(batch: Result<RecordBatch>) -> Result<Response<Messages>, Status> {
 
 /// The rows that a client binds to a prepared statement.
 async fn bound(stream: PeekableFlightDataStream) -> Result<Vec<RecordBatch>, Status> {
-    let messages = stream.map_err(|status| FlightError::Tonic(Box::new(status)));
+    // The first message may bring nothing but the command.
+    let messages = stream
+        .try_filter(|message| ready(!message.data_header.is_empty()))
+        .map_err(|status| FlightError::Tonic(Box::new(status)));
     let mut batches = FlightRecordBatchStream::new_from_flight_data(messages);
     let (mut bound, mut bytes) = (Vec::new(), 0);
     while let Some(batch) = batches.next().await {
