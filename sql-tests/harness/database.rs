@@ -151,7 +151,7 @@ pub async fn within<T>(place: Place, run: impl Future<Output = T>) -> T {
 /// A session, in this process or on a server.
 enum Session {
     Here(Box<Headwater>),
-    Server(Client, Vec<String>),
+    Server(Box<Client>, Vec<String>),
 }
 
 impl Session {
@@ -161,10 +161,8 @@ impl Session {
             Engine::Server => {
                 let options = Options::default();
                 let client = Client::connect(place.server().await?, &options);
-                Ok(Self::Server(
-                    client.await.map_err(Failure::new)?,
-                    Vec::new(),
-                ))
+                let client = client.await.map_err(Failure::new)?;
+                Ok(Self::Server(Box::new(client), Vec::new()))
             }
         }
     }

@@ -100,10 +100,19 @@ impl Settings {
 }
 
 /// The settings of a file. Their names are those of the command line, without the dashes before.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct SettingsFile {
     place: String,
     table: Table,
+}
+
+impl fmt::Debug for SettingsFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Its values may be secrets.
+        f.debug_struct("SettingsFile")
+            .field("place", &self.place)
+            .finish_non_exhaustive()
+    }
 }
 
 /// All names that a file may have.

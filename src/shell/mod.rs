@@ -113,7 +113,7 @@ fn start(arguments: &Arguments, builder: HeadwaterBuilder) -> Result<ExitCode> {
     let target = match server {
         Some(options) => runtime
             .block_on(Client::connect(&arguments.database, &options))
-            .map(Target::Server),
+            .map(|client| Target::Server(Box::new(client))),
         None => runtime
             .block_on(open_database(arguments, builder, options))
             .map(Target::Here),

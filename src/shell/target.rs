@@ -27,7 +27,7 @@ pub(super) enum Target {
     /// In this process.
     Here(Headwater),
     /// On a server.
-    Server(Client),
+    Server(Box<Client>),
 }
 
 /// A statement that runs, or is about to. Clones are the same one.
