@@ -12,10 +12,7 @@ use arrow_flight::error::FlightError;
 use arrow_flight::flight_service_server::FlightService;
 use arrow_flight::sql::metadata::{SqlInfoData, XdbcTypeInfoData};
 use arrow_flight::sql::server::PeekableFlightDataStream;
-use arrow_flight::sql::{
-    Any, Command, CommandPreparedStatementQuery, CommandStatementQuery, ProstMessageExt,
-    TicketStatementQuery,
-};
+use arrow_flight::sql::{Any, Command, ProstMessageExt, TicketStatementQuery};
 use arrow_flight::{
     CancelStatus, FlightData, FlightDescriptor, FlightEndpoint, FlightInfo, IpcMessage, PollInfo,
     SchemaAsIpc, SchemaResult, Ticket,

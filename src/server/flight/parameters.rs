@@ -31,7 +31,7 @@ impl Template {
     ///
     /// If the text can't be cut into words, or has parameters of both kinds.
     pub(super) fn new(sql: &str) -> Result<Self> {
-        let tokens = Tokenizer::new(&HeadwaterDialect::default(), sql)
+        let tokens = Tokenizer::new(&HeadwaterDialect, sql)
             .tokenize_with_location()
             .map_err(|error| Error::new(ErrorKind::Syntax, error.to_string()))?;
         let lines: Vec<usize> = std::iter::once(0)
