@@ -16,6 +16,7 @@ mod property;
 mod pylance;
 mod s3;
 mod serve;
+mod server;
 mod tpch;
 mod view_crash;
 mod view_paid;
@@ -50,6 +51,7 @@ fn trials() -> Vec<Trial> {
         pylance::trials(),
         s3::trials(),
         serve::trials(),
+        server::trials(),
         tpch::trials(),
         view_crash::trials(),
         view_paid::trials(),

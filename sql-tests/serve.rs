@@ -1,14 +1,11 @@
 //! `headwater serve-refresh` as a process: it keeps views within their lag, whatever happens to it.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, ExitStatus};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use datafusion::arrow::array::{Array, AsArray};
 use libtest_mimic::Trial;
 
+use crate::harness::daemon::Daemon;
 use crate::harness::scene::{Outcome, Scene, block_on};
 
 /// How long anything is waited for.
@@ -27,90 +24,9 @@ pub(crate) fn trials() -> Vec<Trial> {
     ]
 }
 
-/// A daemon, and what it has said.
-struct Daemon {
-    child: Child,
-    said: Arc<Mutex<Vec<String>>>,
-}
-
-impl Daemon {
-    fn start(scene: &Scene, arguments: &[&str]) -> Outcome<Self> {
-        let mut child = scene.shell.serve(arguments)?;
-        let said: Arc<Mutex<Vec<String>>> = Arc::default();
-        if let Some(stderr) = child.stderr.take() {
-            let said = Arc::clone(&said);
-            thread::spawn(move || {
-                for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                    said.lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .push(line);
-                }
-            });
-        }
-        Ok(Self { child, said })
-    }
-
-    fn said(&self) -> Vec<String> {
-        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        said.clone()
-    }
-
-    /// Waits until it has said a line with all of `words`; gives that.
-    async fn until(&self, words: &[&str]) -> Outcome<String> {
-        let started = Instant::now();
-        loop {
-            let said = self.said();
-            let has_all = |line: &&String| words.iter().all(|word| line.contains(word));
-            if let Some(line) = said.iter().find(has_all) {
-                return Ok(line.clone());
-            }
-            if started.elapsed() > PATIENCE {
-                return Err(format!("it never said {words:?}, but {said:#?}").into());
-            }
-            tokio::time::sleep(POLL).await;
-        }
-    }
-
-    fn signal(&self, name: &str) -> Outcome<()> {
-        let sent = Command::new("kill")
-            .args(["-s", name, &self.child.id().to_string()])
-            .status()?;
-        match sent.success() {
-            true => Ok(()),
-            false => Err(format!("SIG{name} could not be sent").into()),
-        }
-    }
-
-    async fn end(&mut self) -> Outcome<ExitStatus> {
-        let started = Instant::now();
-        loop {
-            if let Some(status) = self.child.try_wait()? {
-                return Ok(status);
-            }
-            if started.elapsed() > PATIENCE {
-                return Err(format!("it never ended, but said {:#?}", self.said()).into());
-            }
-            tokio::time::sleep(POLL).await;
-        }
-    }
-
-    /// Ends it with SIGTERM; fails unless that is a clean end.
-    async fn terminate(&mut self) -> Outcome<()> {
-        self.signal("TERM")?;
-        let status = self.end().await?;
-        match status.code() {
-            Some(0) => Ok(()),
-            _ => Err(format!("{status}: {:#?}", self.said()).into()),
-        }
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// Starts one over the database of a scene.
+fn keep(scene: &Scene, arguments: &[&str]) -> Outcome<Daemon> {
+    Daemon::new(scene.shell.serve(arguments)?)
 }
 
 /// Waits until a query gives a number.
@@ -155,7 +71,7 @@ async fn views_are_kept() -> Outcome<()> {
         "CREATE MATERIALIZED VIEW later AS SELECT id FROM t",
     ])
     .await?;
-    let mut daemon = Daemon::start(&scene, &[])?;
+    let mut daemon = keep(&scene, &[])?;
     daemon.until(&["keeping 2 view(s)"]).await?;
     // What has no rows yet gets them, sources first, computed columns too.
     until(&scene, "SELECT s FROM total", 60).await?;
@@ -213,7 +129,7 @@ async fn failures() -> Outcome<()> {
         "INSERT INTO t VALUES (2, 13)",
     ])
     .await?;
-    let daemon = Daemon::start(&scene, &["--suspend-after", "2"])?;
+    let daemon = keep(&scene, &["--suspend-after", "2"])?;
     let line = daemon.until(&["failed bad (1 of 2 in a row)"]).await?;
     contains(&line, &["again in", "REFRESH MATERIALIZED VIEW bad", "13"])?;
     // It keeps back no other.
@@ -270,7 +186,7 @@ const RUNNING: &str =
 async fn signals() -> Outcome<()> {
     // Within its grace a job ends by itself.
     let scene = slow(50).await?;
-    let mut daemon = Daemon::start(&scene, &["--grace", "10s"])?;
+    let mut daemon = keep(&scene, &["--grace", "10s"])?;
     until(&scene, RUNNING, 1).await?;
     daemon.terminate().await?;
     daemon.until(&["1 job(s) may go on for 10.000 s"]).await?;
@@ -282,7 +198,7 @@ async fn signals() -> Outcome<()> {
 
     // After that it is cancelled, and its view is left as it was.
     let scene = slow(400).await?;
-    let mut daemon = Daemon::start(&scene, &["--grace", "100ms"])?;
+    let mut daemon = keep(&scene, &["--grace", "100ms"])?;
     until(&scene, RUNNING, 1).await?;
     daemon.signal("INT")?;
     daemon.until(&["cancelling job '"]).await?;
@@ -298,7 +214,7 @@ async fn signals() -> Outcome<()> {
         .await?;
 
     // A second signal does not wait.
-    let mut daemon = Daemon::start(&scene, &[])?;
+    let mut daemon = keep(&scene, &[])?;
     until(&scene, RUNNING, 1).await?;
     daemon.signal("TERM")?;
     daemon.until(&["stopping"]).await?;
@@ -315,10 +231,9 @@ async fn killed() -> Outcome<()> {
     scene
         .run("INSERT INTO t SELECT value AS id FROM generate_series(21, 40)")
         .await?;
-    let mut daemon = Daemon::start(&scene, &[])?;
+    let mut daemon = keep(&scene, &[])?;
     until(&scene, RUNNING, 1).await?;
-    daemon.child.kill()?;
-    daemon.end().await?;
+    daemon.kill()?;
     until(
         &scene,
         "SELECT count(*) FROM system.jobs WHERE state = 'interrupted'",
@@ -329,7 +244,7 @@ async fn killed() -> Outcome<()> {
     scene
         .run("ALTER MATERIALIZED VIEW v SET (target_lag = '1 day')")
         .await?;
-    let mut daemon = Daemon::start(&scene, &[])?;
+    let mut daemon = keep(&scene, &[])?;
     daemon
         .until(&["refreshed v: incremental, 20 rows inserted"])
         .await?;
@@ -348,19 +263,18 @@ async fn two_of_them() -> Outcome<()> {
         "CREATE MATERIALIZED VIEW v WITH (target_lag = '1 second') AS SELECT count(*) AS n FROM t",
     ])
     .await?;
-    let mut first = Daemon::start(&scene, &[])?;
+    let mut first = keep(&scene, &[])?;
     first.until(&["keeping 1 view(s)"]).await?;
-    let mut second = Daemon::start(&scene, &[])?;
+    let mut second = keep(&scene, &[])?;
     second.until(&["waiting: process"]).await?;
     scene.run("INSERT INTO t VALUES (2)").await?;
     until(&scene, "SELECT n FROM v", 2).await?;
-    first.child.kill()?;
-    first.end().await?;
+    first.kill()?;
     second.until(&["keeping 1 view(s)"]).await?;
     scene.run("INSERT INTO t VALUES (3)").await?;
     until(&scene, "SELECT n FROM v", 3).await?;
     // One that waits ends at once.
-    let mut third = Daemon::start(&scene, &[])?;
+    let mut third = keep(&scene, &[])?;
     third.until(&["waiting: process"]).await?;
     third.terminate().await?;
     second.terminate().await
@@ -370,7 +284,7 @@ async fn jobs_of_others() -> Outcome<()> {
     let scene = slow(100).await?;
     let mut other = scene.shell.start(&["REFRESH MATERIALIZED VIEW v FULL"])?;
     until(&scene, RUNNING, 1).await?;
-    let mut daemon = Daemon::start(&scene, &[])?;
+    let mut daemon = keep(&scene, &[])?;
     daemon.until(&["waiting for job '", "works on v"]).await?;
     if !other.wait()?.success() {
         return Err("the refresh of the other process failed".into());
@@ -401,7 +315,7 @@ async fn once() -> Outcome<()> {
     ])
     .await?;
     let run = async |arguments: &[&str]| -> Outcome<(Option<i32>, Vec<String>)> {
-        let mut daemon = Daemon::start(&scene, arguments)?;
+        let mut daemon = keep(&scene, arguments)?;
         let status = daemon.end().await?;
         // What it said last is read by another thread.
         tokio::time::sleep(POLL).await;

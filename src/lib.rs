@@ -30,7 +30,7 @@
 //! # }
 //! ```
 //!
-//! The rooms of the crate, from the top: [`shell`] (the command), [`serve`] (keeps views within their lag), [`session`], [`sql`] (the dialect),
+//! The rooms of the crate, from the top: [`shell`] (the command), [`server`] (takes statements by Arrow Flight SQL) and [`client`] (sends them), [`serve`] (keeps views within their lag), [`protocol`] (what server and client say besides), [`session`], [`sql`] (the dialect),
 //! [`column`] (computed columns), [`job`] (refreshes that survive their process), [`database`] (catalog, definitions, system tables), [`delta`] (what
 //! changed between versions), [`storage`] (all calls to Lance), [`engine`] (where plans run). Imports
 //! point down this list only.
@@ -40,6 +40,7 @@
     warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)
 )]
 
+pub mod client;
 pub mod column;
 pub mod database;
 pub mod delta;
@@ -47,7 +48,9 @@ pub mod engine;
 mod error;
 pub mod function;
 pub mod job;
+pub mod protocol;
 pub mod serve;
+pub mod server;
 pub mod session;
 pub mod shell;
 pub mod sql;

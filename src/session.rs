@@ -61,6 +61,7 @@ pub struct HeadwaterBuilder {
     store_wrapper: Option<Arc<dyn WrappingObjectStore>>,
     clock: Arc<dyn Clock>,
     engine: Engine,
+    served: bool,
 }
 
 impl fmt::Debug for HeadwaterBuilder {
@@ -83,6 +84,7 @@ impl Default for HeadwaterBuilder {
             store_wrapper: None,
             clock: Arc::new(SystemClock),
             engine: Engine::Local,
+            served: false,
         }
     }
 }
@@ -138,6 +140,54 @@ impl Headwater {
     /// The jobs of this process.
     pub fn jobs(&self) -> &Arc<Jobs> {
         &self.executor.jobs
+    }
+
+    /// Another session on the same database, in the same process: with settings and tables of its own, which begin as
+    /// they are here, and with the same jobs. It is cheap. The first session must outlive it, since it plans views and
+    /// virtual columns.
+    ///
+    /// # Errors
+    ///
+    /// If the catalog can't be made.
+    pub fn new_session(&self) -> Result<Self> {
+        let ledger = self.executor.jobs.ledger();
+        let database = Arc::new(self.executor.database.for_session());
+        let ledger = ledger.for_session(Arc::clone(&database));
+        let state = self.context().state();
+        // A list of its own: a catalog is found by its name, and that of this session has other tables.
+        let catalogs = MemoryCatalogProviderList::new();
+        for name in state.catalog_list().catalog_names() {
+            if let Some(catalog) = state.catalog_list().catalog(&name)
+                && name != CATALOG_NAME
+            {
+                catalogs.register_catalog(name, catalog);
+            }
+        }
+        let cluster = state.config().get_extension::<Cluster>();
+        let own = catalog(&database, ledger.clock(), cluster.as_deref().cloned());
+        catalogs.register_catalog(CATALOG_NAME.to_string(), own);
+        let mut config = state.config().clone();
+        // Executors come and go.
+        if let Some(slots) = cluster.and_then(|cluster| cluster.known_slots()) {
+            config = config.with_target_partitions(slots);
+        }
+        let state = SessionStateBuilder::new_from_existing(state)
+            .with_config(config)
+            .with_session_id(uuid::Uuid::new_v4().to_string())
+            .with_catalog_list(Arc::new(catalogs))
+            .build();
+        let jobs = self.executor.jobs.beside(ledger);
+        Ok(Self {
+            executor: Executor::new(SessionContext::new_with_state(state), Arc::new(jobs)),
+        })
+    }
+
+    /// The same session for one statement of several that run at once: [`take_notices`](Self::take_notices) and
+    /// [`Jobs::begun`] tell of this statement only.
+    pub fn for_statement(&self) -> Self {
+        Self {
+            executor: self.executor.for_statement(),
+        }
     }
 
     /// Takes the notices that statements have left since the last call: things that a
@@ -222,6 +272,13 @@ impl HeadwaterBuilder {
         functions.fold(codecs, Codecs::with_named)
     }
 
+    /// For a server: the jobs that begin are marked as its own, so that it goes on with them when it is started
+    /// again.
+    pub fn served(mut self) -> Self {
+        self.served = true;
+        self
+    }
+
     /// Opens the database.
     ///
     /// # Errors
@@ -263,20 +320,8 @@ impl HeadwaterBuilder {
         }
         let state = builder.with_config(config).build();
         let context = SessionContext::new_with_state(state);
-        let executors: Arc<dyn SystemTable> = Arc::new(Executors(cluster.clone()));
-        let catalog: Arc<dyn CatalogProvider> = Arc::new(DatabaseCatalog::new(
-            Arc::clone(&database),
-            SystemSchema::new(
-                Arc::clone(&database),
-                system_tables()
-                    .into_iter()
-                    .chain(job::system::system_tables(&self.clock))
-                    .chain(view::system::system_tables(&self.clock))
-                    .chain([executors])
-                    .collect(),
-            ),
-        ));
-        context.register_catalog(CATALOG_NAME, catalog);
+        let own = catalog(&database, &self.clock, cluster);
+        context.register_catalog(CATALOG_NAME, own);
         for function in blob_functions(database.root().blobs()) {
             context.register_udf(function);
         }
@@ -288,7 +333,8 @@ impl HeadwaterBuilder {
             Box::new(move || state.upgrade().map(|state| state.read().clone())),
             file_schema(&context, database.root().settings().clone())?,
         );
-        let jobs = Jobs::new(Ledger::new(database, self.clock));
+        let ledger = Ledger::new(database, self.clock);
+        let jobs = Jobs::new(if self.served { ledger.served() } else { ledger });
         Ok(Headwater {
             executor: Executor::new(context, Arc::new(jobs)),
         })
@@ -344,6 +390,23 @@ impl Databases {
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Headwater>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The catalog of a session: the tables of the database, those of the session, and the system tables.
+fn catalog(
+    database: &Arc<Database>,
+    clock: &Arc<dyn Clock>,
+    cluster: Option<Cluster>,
+) -> Arc<dyn CatalogProvider> {
+    let executors: Arc<dyn SystemTable> = Arc::new(Executors(cluster));
+    let tables = system_tables()
+        .into_iter()
+        .chain(job::system::system_tables(clock))
+        .chain(view::system::system_tables(clock))
+        .chain([executors])
+        .collect();
+    let system = SystemSchema::new(Arc::clone(database), tables);
+    Arc::new(DatabaseCatalog::new(Arc::clone(database), system))
 }
 
 /// A schema in which paths and URLs of files are tables. It stands behind the database's own, and

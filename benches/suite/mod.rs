@@ -7,6 +7,7 @@ mod metadata;
 mod pylance;
 mod query;
 mod refresh;
+mod server;
 mod views;
 
 use crate::kit::{Report, Result, Settings};
@@ -21,6 +22,7 @@ pub fn names() -> Vec<&'static str> {
         "nothing",
         "describe",
         "start",
+        "server",
         "query",
         "ledger",
         "jobs",
@@ -41,6 +43,7 @@ pub async fn run(name: &str, settings: &Settings) -> Result<Report> {
         "nothing" => metadata::nothing(settings).await,
         "describe" => metadata::describe(settings).await,
         "start" => metadata::start(settings).await,
+        "server" => server::run(settings).await,
         "query" => query::run(settings).await,
         "ledger" => jobs::ledger(settings).await,
         "jobs" => jobs::show(settings).await,

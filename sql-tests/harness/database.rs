@@ -12,16 +12,20 @@ use std::time::Duration;
 use async_trait::async_trait;
 use datafusion::arrow::array::{RecordBatch, RecordBatchOptions};
 use datafusion::arrow::compute::concat_batches;
+use headwater::client::{Client, Options};
 use headwater::session::Headwater;
 use headwater::{Error, ErrorKind};
 use regex::{Captures, Regex};
 use sqllogictest::{AsyncDB, DBOutput};
 use tempfile::TempDir;
+use tokio::sync::OnceCell;
 
 use crate::functions;
 use crate::harness::cluster::Cluster;
 use crate::harness::command::{self, Command};
+use crate::harness::daemon::Daemon;
 use crate::harness::normalize::Normalizer;
+use crate::harness::process::TestShell;
 use crate::harness::render::{ColumnKind, Rendered, render, render_value};
 use crate::harness::{Engine, Failure, files};
 
@@ -31,7 +35,7 @@ const STATEMENT_TIMEOUT: Duration = Duration::from_secs(120);
 const STORE: &str = "HEADWATER_STORE";
 
 /// The folders and variables of one test file; its connections share them.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Place {
     /// Where plans run.
     pub engine: Engine,
@@ -43,6 +47,8 @@ pub struct Place {
     pub data: PathBuf,
     variables: Arc<Mutex<HashMap<String, String>>>,
     bugs: Arc<Mutex<Vec<String>>>,
+    /// The server of the file, once there is one.
+    server: Arc<OnceCell<(Daemon, String)>>,
     _root: Arc<TempDir>,
 }
 
@@ -64,6 +70,7 @@ impl Place {
             data: files::root().join("data"),
             variables: Arc::default(),
             bugs: Arc::default(),
+            server: Arc::default(),
             _root: Arc::new(root),
         })
     }
@@ -102,6 +109,18 @@ impl Place {
         Ok(replaced.into_owned())
     }
 
+    /// The URL of the file's server, which is started if there is none.
+    async fn server(&self) -> Result<&str, Failure> {
+        let start = async {
+            let shell = TestShell::new(&self.database, &self.calls());
+            let daemon = Daemon::new(shell.server(&[])?)?;
+            let url = daemon.url().await?;
+            Ok::<_, Box<dyn std::error::Error + Send + Sync>>((daemon, url))
+        };
+        let server = self.server.get_or_try_init(|| start).await;
+        server.map(|(_, url)| url.as_str()).map_err(Failure::new)
+    }
+
     /// The internal errors since the last call.
     pub fn take_bugs(&self) -> Vec<String> {
         std::mem::take(&mut *self.lock_bugs())
@@ -129,9 +148,54 @@ pub async fn within<T>(place: Place, run: impl Future<Output = T>) -> T {
     PLACE.scope(place, run).await
 }
 
+/// A session, in this process or on a server.
+enum Session {
+    Here(Box<Headwater>),
+    Server(Box<Client>, Vec<String>),
+}
+
+impl Session {
+    async fn open(place: &Place) -> Result<Self, Failure> {
+        match place.engine {
+            Engine::Local | Engine::Cluster => Ok(Self::Here(Box::new(open_session(place).await?))),
+            Engine::Server => {
+                let options = Options::default();
+                let client = Client::connect(place.server().await?, &options);
+                let client = client.await.map_err(Failure::new)?;
+                Ok(Self::Server(Box::new(client), Vec::new()))
+            }
+        }
+    }
+
+    async fn run(&mut self, statement: &str) -> headwater::Result<RecordBatch> {
+        let (schema, batches) = match self {
+            Self::Here(session) => {
+                let frame = session.sql(statement).await?;
+                let schema = Arc::new(frame.schema().as_arrow().clone());
+                (schema, frame.collect().await.map_err(Error::from)?)
+            }
+            Self::Server(client, notices) => {
+                let rows = client.execute(statement).await?;
+                notices.extend(rows.notices().iter().cloned());
+                (Arc::clone(rows.schema()), rows.collect().await?)
+            }
+        };
+        // The batches know better than the plan which of their values may be NULL.
+        let schema = batches.first().map_or(schema, RecordBatch::schema);
+        concat_batches(&schema, &batches).map_err(Error::from)
+    }
+
+    fn take_notices(&mut self) -> Vec<String> {
+        match self {
+            Self::Here(session) => session.take_notices(),
+            Self::Server(_, notices) => std::mem::take(notices),
+        }
+    }
+}
+
 /// One connection: a session on the database of the file.
 pub struct Database {
-    session: Headwater,
+    session: Session,
     place: Place,
     normalizer: Normalizer,
 }
@@ -140,7 +204,7 @@ impl Database {
     /// Opens a session on the file's database.
     pub async fn open(place: Place) -> Result<Self, Failure> {
         Ok(Self {
-            session: open_session(&place).await?,
+            session: Session::open(&place).await?,
             normalizer: Normalizer::new(&place)?,
             place,
         })
@@ -159,7 +223,7 @@ impl Database {
                 statement,
             }) => self.bind(variable, column, statement).await,
             Some(Command::Reopen) => {
-                self.session = open_session(&self.place).await?;
+                self.session = Session::open(&self.place).await?;
                 Ok(DBOutput::StatementComplete(0))
             }
             Some(Command::Notices) => Ok(lines(self.session.take_notices())),
@@ -173,7 +237,7 @@ impl Database {
 
     /// Runs a statement and renders its rows, or those of its columns that were picked.
     async fn rows(
-        &self,
+        &mut self,
         statement: &str,
         columns: Option<&[&str]>,
     ) -> Result<DBOutput<ColumnKind>, Failure> {
@@ -193,7 +257,7 @@ impl Database {
 
     /// Runs a statement and keeps one value of its only row.
     async fn bind(
-        &self,
+        &mut self,
         variable: &str,
         column: Option<&str>,
         statement: &str,
@@ -218,15 +282,8 @@ impl Database {
     }
 
     /// All rows of a statement as one batch.
-    async fn collect(&self, statement: &str) -> Result<RecordBatch, Failure> {
-        let run = async {
-            let frame = self.session.sql(statement).await?;
-            let schema = Arc::new(frame.schema().as_arrow().clone());
-            let batches = frame.collect().await.map_err(Error::from)?;
-            // The batches know better than the plan which of their values may be NULL.
-            let schema = batches.first().map_or(schema, RecordBatch::schema);
-            concat_batches(&schema, &batches).map_err(Error::from)
-        };
+    async fn collect(&mut self, statement: &str) -> Result<RecordBatch, Failure> {
+        let run = self.session.run(statement);
         match tokio::time::timeout(STATEMENT_TIMEOUT, run).await {
             Ok(result) => result.map_err(|error| self.failure(&error)),
             Err(_) => Err(Failure::new(format!(
@@ -248,7 +305,7 @@ impl Database {
 
 async fn open_session(place: &Place) -> Result<Headwater, Failure> {
     let builder = match place.engine {
-        Engine::Local => Headwater::builder(),
+        Engine::Local | Engine::Server => Headwater::builder(),
         Engine::Cluster => {
             let cluster = Cluster::shared().await?;
             Headwater::builder().engine(headwater::engine::Engine::ballista(cluster.url()))

@@ -7,7 +7,7 @@
 //! - [`foreign`] changes tables as other Lance programs do,
 //! - [`render`] turns results into text, [`normalize`] takes out of it what differs from
 //!   run to run,
-//! - [`process`] runs this binary as a shell in a process of its own,
+//! - [`process`] runs this binary as a shell in a process of its own, [`daemon`] listens to one that goes on,
 //! - [`cluster`] is a cluster: a scheduler, and executors in processes of their own,
 //! - [`python`] is a Python that has pylance, or moto,
 //! - [`s3`] is a store that answers as S3 does,
@@ -17,6 +17,7 @@
 pub mod checks;
 pub mod cluster;
 pub mod command;
+pub mod daemon;
 pub mod database;
 pub mod faults;
 pub mod files;
@@ -28,26 +29,65 @@ pub mod render;
 pub mod s3;
 pub mod scene;
 
+use std::env;
 use std::fmt;
 
-/// Where the plans of a file run. Every file runs on every engine.
+/// The variable with which all files run on a server.
+const ALL_ON_SERVER: &str = "HEADWATER_ALL_ON_SERVER";
+
+/// The files that run on a server in any case: results of all types, errors, notices, sessions, jobs.
+const ON_SERVER: [&str; 20] = [
+    "columns/errors.slt",
+    "columns/explain_refresh.slt",
+    "columns/refresh.slt",
+    "columns/virtual.slt",
+    "jobs/async.slt",
+    "jobs/control.slt",
+    "jobs/errors.slt",
+    "materialized_views/alter.slt",
+    "materialized_views/create.slt",
+    "materialized_views/jobs.slt",
+    "not_available/functions.slt",
+    "tables/copy.slt",
+    "tables/files_by_path.slt",
+    "tables/insert.slt",
+    "tables/others.slt",
+    "tables/queries.slt",
+    "tables/transactions.slt",
+    "tables/types.slt",
+    "tables/types_blob.slt",
+    "tables/types_nested.slt",
+];
+
+/// Where the plans of a file run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Engine {
     /// In this process.
     Local,
     /// On a cluster that this process drives.
     Cluster,
+    /// In the process of a server, one for each file.
+    Server,
 }
 
 impl Engine {
     /// All engines.
-    pub const ALL: [Engine; 2] = [Engine::Local, Engine::Cluster];
+    pub const ALL: [Engine; 3] = [Engine::Local, Engine::Cluster, Engine::Server];
+
+    /// Whether a file runs on it. On a server only some of each folder do, since each starts a process, and what differs
+    /// from `local` is the way of statements and results; with [`ALL_ON_SERVER`] set to 1 all of them.
+    pub fn runs(self, file: &str) -> bool {
+        self != Engine::Server
+            || ON_SERVER.contains(&file)
+            || env::var_os(ALL_ON_SERVER).is_some_and(|value| value == "1")
+    }
 
     /// Its name in the names of trials, and the label for `onlyif` and `skipif`.
     pub fn name(self) -> &'static str {
         match self {
             Engine::Local => "local",
             Engine::Cluster => "cluster",
+            Engine::Server => "server",
         }
     }
 }

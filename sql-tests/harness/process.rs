@@ -48,6 +48,7 @@ impl TestShell {
             .env("HEADWATER_TEST_SHELL", "1")
             .env("HEADWATER_CALLS", &self.calls)
             .env("RUST_BACKTRACE", "0")
+            .env_remove("HEADWATER_TOKEN")
             .arg(&self.database)
             .args(["--format", "csv", "--quiet"])
             .stdin(Stdio::null())
@@ -64,12 +65,24 @@ impl TestShell {
 
     /// Starts `serve-refresh` with these arguments.
     pub fn serve(&self, arguments: &[&str]) -> io::Result<Child> {
+        self.subcommand("serve-refresh", arguments)
+    }
+
+    /// Starts `server` with these arguments, on any free port.
+    pub fn server(&self, arguments: &[&str]) -> io::Result<Child> {
+        let mut all = vec!["--bind", "127.0.0.1:0"];
+        all.extend(arguments);
+        self.subcommand("server", &all)
+    }
+
+    fn subcommand(&self, name: &str, arguments: &[&str]) -> io::Result<Child> {
         let mut command = Command::new(env::current_exe()?);
         command
             .env("HEADWATER_TEST_SHELL", "1")
             .env("HEADWATER_CALLS", &self.calls)
             .env("RUST_BACKTRACE", "0")
-            .arg("serve-refresh")
+            .env_remove("HEADWATER_TOKEN")
+            .arg(name)
             .arg(&self.database)
             .args(arguments)
             .stdin(Stdio::null())

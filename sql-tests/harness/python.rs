@@ -1,5 +1,5 @@
-//! Python with what tests need of it: release pylance, for what other programs do with our tables, and
-//! moto, which answers as S3 does.
+//! Python with what tests need of it: release pylance, for what other programs do with our tables,
+//! moto, which answers as S3 does, and ADBC, for what other clients do with our server.
 //!
 //! A virtual environment for each lies below `target/` and is filled from PyPI once.
 
@@ -19,6 +19,18 @@ pub fn python_with_moto() -> Result<PathBuf, Box<dyn Error + Send + Sync>> {
     environment(
         "moto",
         &["moto[s3]==5.2.5", "flask==3.1.3", "flask-cors==6.0.5"],
+    )
+}
+
+/// The interpreter of an environment that has ADBC's driver for Flight SQL.
+pub fn python_with_adbc() -> Result<PathBuf, Box<dyn Error + Send + Sync>> {
+    environment(
+        "adbc",
+        &[
+            "adbc-driver-flightsql==1.13.0",
+            "adbc-driver-manager==1.13.0",
+            "pyarrow==26.0.1",
+        ],
     )
 }
 

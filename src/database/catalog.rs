@@ -139,6 +139,7 @@ impl Database {
     /// Names as of the last listing, and those of the session.
     fn names_now(&self) -> Vec<String> {
         let mut names = self
+            .shared
             .known_names
             .read()
             .unwrap_or_else(PoisonError::into_inner)
@@ -200,7 +201,7 @@ impl Database {
 
     /// A file, or a folder of files, by its path or URL.
     async fn file(&self, path: &str) -> Result<Option<Arc<dyn TableProvider>>> {
-        match self.files.get() {
+        match self.shared.files.get() {
             Some(files) => {
                 self.register_store(path).await?;
                 let table = files.table(path).await;

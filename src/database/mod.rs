@@ -37,9 +37,14 @@ pub type StateSource = Box<dyn Fn() -> Option<SessionState> + Send + Sync>;
 
 /// A database that is open.
 pub struct Database {
-    root: Root,
+    shared: Arc<Shared>,
     /// Tables that live only as long as the session: external tables, frames that were registered.
     session_tables: RwLock<HashMap<String, Arc<dyn TableProvider>>>,
+}
+
+/// What all sessions on a database share.
+struct Shared {
+    root: Root,
     /// Names as of the last listing, for callers that can't wait.
     known_names: RwLock<Vec<String>>,
     state: OnceLock<StateSource>,
@@ -50,7 +55,7 @@ pub struct Database {
 impl fmt::Debug for Database {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Database")
-            .field("root", &self.root)
+            .field("root", self.root())
             .finish_non_exhaustive()
     }
 }
@@ -70,29 +75,41 @@ impl Database {
     /// A database over `root`. [`attach`](Self::attach) completes it.
     pub fn new(root: Root) -> Self {
         Self {
-            root,
+            shared: Arc::new(Shared {
+                root,
+                known_names: RwLock::default(),
+                state: OnceLock::new(),
+                files: OnceLock::new(),
+            }),
             session_tables: RwLock::default(),
-            known_names: RwLock::default(),
-            state: OnceLock::new(),
-            files: OnceLock::new(),
+        }
+    }
+
+    /// The same database for another session, which has tables of its own. Views and virtual columns are
+    /// planned by the first session.
+    pub(crate) fn for_session(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+            session_tables: RwLock::default(),
         }
     }
 
     /// Gives the database the session that plans its views and virtual columns, and the schema in which
     /// other names are looked up. Only the first call counts.
     pub fn attach(&self, state: StateSource, files: Arc<dyn SchemaProvider>) {
-        let _ = self.state.set(state);
-        let _ = self.files.set(files);
+        let _ = self.shared.state.set(state);
+        let _ = self.shared.files.set(files);
     }
 
     /// Where the database is.
     pub fn root(&self) -> &Root {
-        &self.root
+        &self.shared.root
     }
 
     /// The session's state as it is now.
     pub fn session_state(&self) -> Result<SessionState> {
-        self.state
+        self.shared
+            .state
             .get()
             .and_then(|source| source())
             .ok_or_else(|| Error::internal("the session of this database is gone"))
@@ -109,10 +126,10 @@ impl Database {
 
     /// Opens a table at `version`, or at its newest.
     pub async fn table_at(&self, name: &str, version: Option<u64>) -> Result<Table> {
-        let dataset = match self.root.open_table(name, version).await {
+        let dataset = match self.root().open_table(name, version).await {
             Ok(dataset) => dataset,
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                if version.is_some() && self.root.has_table(name).await? {
+                if version.is_some() && self.root().has_table(name).await? {
                     return Err(self.no_such_version(name, version).await);
                 }
                 if self.view(name).await?.is_some() {
@@ -160,7 +177,7 @@ impl Database {
                 version.unwrap_or_default()
             ),
         );
-        match self.root.open_table(name, None).await {
+        match self.root().open_table(name, None).await {
             Ok(newest) => error.with_hint(format!(
                 "the newest is {}; SHOW VERSIONS FROM {name} lists them",
                 newest.version().version
@@ -171,11 +188,12 @@ impl Database {
 
     /// Names of all tables and views, sorted.
     pub async fn object_names(&self) -> Result<Vec<String>> {
-        let mut names = self.root.table_names().await?;
+        let mut names = self.root().table_names().await?;
         names.extend(self.view_names().await?);
         names.sort();
         names.dedup();
-        *self.known_names.write().unwrap_or_else(|e| e.into_inner()) = names.clone();
+        let known = &self.shared.known_names;
+        *known.write().unwrap_or_else(|e| e.into_inner()) = names.clone();
         Ok(names)
     }
 }

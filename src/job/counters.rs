@@ -55,6 +55,35 @@ pub struct Figures {
     pub committing_seconds: f64,
 }
 
+impl Figures {
+    /// Rows that there are to do: those of the columns, or those of the sources that a view reads.
+    pub fn planned(&self) -> u64 {
+        match self.are_of_view() {
+            true => self.source_rows,
+            false => self.rows_planned,
+        }
+    }
+
+    /// Rows of these that are done.
+    pub fn done(&self) -> u64 {
+        match self.are_of_view() {
+            true => self.source_rows_read,
+            false => self.rows_computed + self.rows_reused,
+        }
+    }
+
+    /// How much of it is done, from 0 to 1; `None` as long as nothing is planned.
+    pub fn fraction(&self) -> Option<f64> {
+        let planned = self.planned();
+        (planned > 0).then(|| (self.done() as f64 / planned as f64).min(1.0))
+    }
+
+    /// Only columns are planned by rows.
+    pub fn are_of_view(&self) -> bool {
+        self.rows_planned == 0
+    }
+}
+
 /// Where the time of a job goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {

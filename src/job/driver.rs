@@ -104,6 +104,7 @@ impl Driver {
                     submitted_at: ledger.now(),
                     submitted_by: process.clone(),
                     engine: "local".to_string(),
+                    served: ledger.is_served(),
                 };
                 // Before it claims anything: a claim of a job that is not there counts for nothing.
                 let driven = Driven::new(&record.id);
@@ -271,6 +272,11 @@ impl Driver {
             return Ok(());
         }
         let (event, message, state) = match ending {
+            Ending::Stopped(Stop::Interrupted) => {
+                // It stays on the list of those at work, without a driver: whoever looks finds it interrupted.
+                self.event("interrupted", "its process ends", None).await?;
+                return Ok(());
+            }
             Ending::Done(message) => ("done", message, JobState::Done),
             Ending::Stopped(Stop::OutOfTime) => {
                 ("done", "max_seconds are over".to_string(), JobState::Done)
@@ -312,6 +318,10 @@ impl Drop for Driver {
 /// Why a job that was told to stop did so, as an error.
 pub fn stop_error(stop: Stop, id: &str) -> Error {
     let (message, hint) = match stop {
+        Stop::Interrupted => (
+            format!("job '{id}' was interrupted: its process ends"),
+            "what was finished is kept; RESUME JOB goes on from there, and so does a server when it is started again",
+        ),
         Stop::Cancelled => (
             format!("job '{id}' was cancelled"),
             "what was finished is kept; the statement goes on from there when it is run again",

@@ -23,8 +23,14 @@ use crate::{Error, Result};
 pub struct Jobs {
     ledger: Ledger,
     running: Arc<Mutex<BTreeMap<String, Running>>>,
-    runtime: Mutex<Option<Runtime>>,
+    thread: Arc<JobThread>,
+    /// Names of the jobs that were begun through this value.
+    begun: Arc<Mutex<Vec<String>>>,
 }
+
+/// Where drivers run, once there is one.
+#[derive(Default)]
+struct JobThread(Mutex<Option<Runtime>>);
 
 impl fmt::Debug for Jobs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -116,7 +122,19 @@ impl Jobs {
         Self {
             ledger,
             running: Arc::default(),
-            runtime: Mutex::default(),
+            thread: Arc::default(),
+            begun: Arc::default(),
+        }
+    }
+
+    /// The same jobs for another session on the database, or for one statement of several: what is begun
+    /// through it, [`begun`](Self::begun) tells.
+    pub(crate) fn beside(&self, ledger: Ledger) -> Self {
+        Self {
+            ledger,
+            running: Arc::clone(&self.running),
+            thread: Arc::clone(&self.thread),
+            begun: Arc::default(),
         }
     }
 
@@ -127,7 +145,7 @@ impl Jobs {
 
     /// Where drivers run. Only the first job makes the thread.
     fn handle(&self) -> Result<Handle> {
-        let mut runtime = lock(&self.runtime);
+        let mut runtime = lock(&self.thread.0);
         if let Some(runtime) = &*runtime {
             return Ok(runtime.handle().clone());
         }
@@ -168,6 +186,7 @@ impl Jobs {
             detached: false,
         };
         let running = Arc::clone(&self.running);
+        let names = Arc::clone(&self.begun);
         self.handle()?.spawn(async move {
             let driver = match begin(signal.clone()).await {
                 Ok(driver) => driver,
@@ -186,6 +205,7 @@ impl Jobs {
                 ended,
             };
             lock(&running).insert(id.clone(), job);
+            lock(&names).push(id.clone());
             let _listed = Listed {
                 id: id.clone(),
                 running,
@@ -213,12 +233,17 @@ impl Jobs {
     pub fn running(&self) -> Vec<RunningJob> {
         lock(&self.running)
             .iter()
-            .map(|(id, job)| RunningJob {
-                id: id.clone(),
-                statement: job.statement.clone(),
-                elapsed: job.started.elapsed(),
-                figures: job.counters.figures(),
-            })
+            .map(|(id, job)| job.described(id))
+            .collect()
+    }
+
+    /// Those of them that were begun through this value, not by another session or statement.
+    pub fn begun(&self) -> Vec<RunningJob> {
+        let begun = lock(&self.begun);
+        let running = lock(&self.running);
+        begun
+            .iter()
+            .filter_map(|id| running.get(id).map(|job| job.described(id)))
             .collect()
     }
 
@@ -266,10 +291,21 @@ impl Jobs {
     }
 }
 
-impl Drop for Jobs {
+impl Running {
+    fn described(&self, id: &str) -> RunningJob {
+        RunningJob {
+            id: id.to_string(),
+            statement: self.statement.clone(),
+            elapsed: self.started.elapsed(),
+            figures: self.counters.figures(),
+        }
+    }
+}
+
+impl Drop for JobThread {
     fn drop(&mut self) {
         // Dropping a runtime waits for it, which is not allowed inside another one.
-        if let Some(runtime) = lock(&self.runtime).take() {
+        if let Some(runtime) = lock(&self.0).take() {
             runtime.shutdown_background();
         }
     }

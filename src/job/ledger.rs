@@ -48,6 +48,7 @@ pub(super) const ACTIVE: &str = "active-jobs";
 pub struct Ledger {
     database: Arc<Database>,
     clock: Arc<dyn Clock>,
+    served: bool,
 }
 
 /// What the ledger knows of one job.
@@ -64,7 +65,37 @@ pub struct JobFiles {
 impl Ledger {
     /// The ledger of `database`; times are told by `clock`.
     pub fn new(database: Arc<Database>, clock: Arc<dyn Clock>) -> Self {
-        Self { database, clock }
+        Self {
+            database,
+            clock,
+            served: false,
+        }
+    }
+
+    /// The same, for a server: jobs that begin here are marked as its own.
+    pub fn served(self) -> Self {
+        Self {
+            served: true,
+            ..self
+        }
+    }
+
+    /// The ledger of the same database for another session on it.
+    pub(crate) fn for_session(&self, database: Arc<Database>) -> Self {
+        Self {
+            database,
+            ..self.clone()
+        }
+    }
+
+    /// Whether jobs that begin here are marked as a server's.
+    pub fn is_served(&self) -> bool {
+        self.served
+    }
+
+    /// What tells the time of day.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
     }
 
     /// The database.

@@ -38,6 +38,9 @@ pub struct JobRecord {
     pub submitted_by: Process,
     /// Where its plans run.
     pub engine: String,
+    /// Whether a server took the statement. A server goes on with such a job by itself when it was interrupted.
+    #[serde(default)]
+    pub served: bool,
 }
 
 /// Where a job stands.

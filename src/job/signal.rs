@@ -19,6 +19,8 @@ pub enum Stop {
     Superseded,
     /// Part of it failed, so the rest has no use.
     Failed,
+    /// The process ends. The job has not: another process goes on with it.
+    Interrupted,
 }
 
 /// What a job should do now.

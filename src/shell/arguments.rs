@@ -12,7 +12,9 @@ use datafusion::prelude::SessionContext;
 use datafusion_cli::print_format::PrintFormat;
 use datafusion_cli::print_options::MaxRows;
 
-use super::{executor, serve};
+use super::{executor, serve, server};
+use crate::client;
+use crate::protocol::read_token;
 use crate::session::Headwater;
 use crate::{Error, ErrorKind, Result};
 
@@ -24,12 +26,14 @@ Examples:
   headwater -c \"REFRESH COLUMN total ON products\" -c \"SELECT * FROM products\"
   headwater ./shop -f setup.sql -f report.sql --format csv > report.csv
   echo 'SHOW TABLES' | headwater s3://bucket/shop --option aws_region=eu-west-1
+  headwater grpc://localhost:50050 -c \"SHOW JOBS\"   on a server; its token is in HEADWATER_TOKEN
 
 Statements end with a semicolon; the last one of -c, -f or standard input needs none.
 Results go to standard output, everything else to standard error. Exit status: 0, or 1
 when a statement failed, 2 for wrong arguments, 130 after Ctrl-C.
 
-headwater serve-refresh DATABASE keeps materialized views within their lag; it has a --help of its own.
+headwater server DATABASE takes statements by Arrow Flight SQL, and headwater serve-refresh DATABASE keeps
+materialized views within their lag; each has a --help of its own.
 
 In the shell, \\? lists the commands and \\h the statements.";
 
@@ -37,7 +41,7 @@ In the shell, \\? lists the commands and \\h the statements.";
 #[derive(Parser)]
 #[command(name = "headwater", version, after_help = EXAMPLES)]
 struct Declared {
-    /// A folder, made on the first write, or s3://…, gs://…, az://…
+    /// A folder, made on the first write, or s3://…, gs://…, az://…; or a server, grpc://… or grpc+tls://…
     #[arg(value_name = "DATABASE", default_value = Headwater::DEFAULT_DATABASE)]
     database: String,
 
@@ -89,6 +93,39 @@ struct Declared {
     /// How much memory queries may use, such as 4g or 512m
     #[arg(short, long, value_name = "BYTES", value_parser = size)]
     memory_limit: Option<u64>,
+
+    #[command(flatten)]
+    server: ServerArguments,
+}
+
+/// How a server is reached.
+#[derive(Args)]
+#[command(next_help_heading = "Options for grpc:// and grpc+tls://")]
+struct ServerArguments {
+    /// The token that the server asks for
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        env = "HEADWATER_TOKEN",
+        hide_env_values = true
+    )]
+    token: Option<String>,
+
+    /// A file with the token
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+
+    /// Certificates that vouch for the server's, PEM; by default those of the system
+    #[arg(long, value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+
+    /// The certificate to show to a server that asks for one, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_certificate: Option<PathBuf>,
+
+    /// Its key, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    tls_key: Option<PathBuf>,
 }
 
 /// How the object store is reached.
@@ -137,6 +174,7 @@ pub(super) struct Arguments {
     store: StoreArguments,
     /// In bytes.
     memory_limit: Option<u64>,
+    server: ServerArguments,
 }
 
 /// Where statements come from.
@@ -170,12 +208,58 @@ impl Arguments {
             color: declared.color,
             store: declared.store,
             memory_limit: declared.memory_limit,
+            server: declared.server,
         })
     }
 
     /// The options of the object store; see [`StoreArguments::options`].
     pub(super) fn storage_options(&self) -> Result<HashMap<String, String>> {
         self.store.options()
+    }
+
+    /// How the server is reached, if the database is behind one.
+    ///
+    /// # Errors
+    ///
+    /// If something was given that belongs to a server and there is none, or that belongs to the server itself.
+    pub(super) fn server_options(&self) -> Result<Option<client::Options>> {
+        let server = &self.server;
+        if !client::is_server(&self.database) {
+            let given = [
+                ("--token-file", server.token_file.is_some()),
+                ("--tls-ca", server.tls_ca.is_some()),
+                ("--tls-certificate", server.tls_certificate.is_some()),
+            ];
+            return match given.iter().find(|(_, is_given)| *is_given) {
+                None => Ok(None),
+                Some((name, _)) => Err(Error::invalid(format!(
+                    "{name} is for a server, and '{}' is none",
+                    self.database
+                ))
+                .with_hint("a server is grpc://host:port or grpc+tls://host:port")),
+            };
+        }
+        let given = [
+            ("--option", !self.store.option.is_empty()),
+            ("--options-file", self.store.options_file.is_some()),
+            ("--memory-limit", self.memory_limit.is_some()),
+        ];
+        if let Some((name, _)) = given.iter().find(|(_, is_given)| *is_given) {
+            return Err(
+                Error::invalid(format!("{name} is for the server itself")).with_hint(format!(
+                    "start the server with it: headwater server DATABASE {name} …"
+                )),
+            );
+        }
+        Ok(Some(client::Options {
+            // What is named here counts more than what may come from the environment.
+            token: match &server.token_file {
+                Some(path) => Some(read_token(path)?),
+                None => server.token.clone().filter(|token| !token.is_empty()),
+            },
+            tls_ca: server.tls_ca.clone(),
+            tls_identity: server.tls_certificate.clone().zip(server.tls_key.clone()),
+        }))
     }
 
     /// Whether to colour what is typed.
@@ -212,13 +296,6 @@ pub(super) async fn limit_memory(context: &SessionContext, limit: Option<u64>) -
 
 /// What stands where the database does, but can't be opened by this release.
 pub(super) fn unavailable(database: &str) -> Option<Error> {
-    if database == serve::NAME {
-        return Some(
-            Error::invalid("serve-refresh is a subcommand: it comes first, then its options").with_hint(
-                "headwater serve-refresh DATABASE …; for a database in a folder of that name, write ./serve-refresh",
-            ),
-        );
-    }
     if database == executor::NAME {
         return Some(
             Error::invalid("executor is a subcommand: it comes first, then its options").with_hint(
@@ -226,16 +303,10 @@ pub(super) fn unavailable(database: &str) -> Option<Error> {
             ),
         );
     }
-    if database == "server" {
-        return Some(
-            Error::not_available(format!("the subcommand '{database}'")).with_hint(format!(
-                "for a database in a folder of that name, write ./{database}"
-            )),
-        );
-    }
-    database.starts_with("grpc://").then(|| {
-        Error::not_available(format!("connecting to a server ('{database}')"))
-            .with_hint("open a folder, or the URL of an object store, such as s3://bucket/path")
+    matches!(database, serve::NAME | server::NAME).then(|| {
+        Error::invalid(format!("{database} is a subcommand: it comes first, then its options")).with_hint(
+            format!("headwater {database} DATABASE …; for a database in a folder of that name, write ./{database}"),
+        )
     })
 }
 

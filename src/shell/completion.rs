@@ -9,13 +9,11 @@ use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::time::Duration;
 
-use datafusion::prelude::SessionContext;
-use datafusion::sql::TableReference;
 use rustyline::Context;
 use rustyline::completion::{Completer, FilenameCompleter, Pair};
 use tokio::runtime::Handle;
 
-use crate::session::Headwater;
+use super::target::Target;
 
 /// How long a Tab may wait for the database.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -36,7 +34,7 @@ const KEYWORDS: &str = "\
 
 /// What a word can be completed to.
 pub(super) struct Words {
-    session: Headwater,
+    target: Target,
     runtime: Handle,
     files: FilenameCompleter,
     names: RefCell<Names>,
@@ -50,9 +48,9 @@ struct Names {
 }
 
 impl Words {
-    pub(super) fn new(session: Headwater, runtime: Handle) -> Self {
+    pub(super) fn new(target: Target, runtime: Handle) -> Self {
         Self {
-            session,
+            target,
             runtime,
             files: FilenameCompleter::new(),
             names: RefCell::default(),
@@ -89,27 +87,14 @@ impl Words {
     fn known(&self, line: &str, word: &str) -> BTreeSet<String> {
         let mut names = self.names.borrow_mut();
         if names.tables.is_none() {
-            let listed = self.wait(self.session.database().object_names());
-            let mut tables = session_tables(self.session.context());
-            tables.extend(listed.and_then(Result::ok).unwrap_or_default());
-            names.tables = Some(tables);
+            let listed = self.wait(self.target.tables());
+            names.tables = Some(listed.and_then(Result::ok).unwrap_or_default());
         }
         let tables = names.tables.clone().unwrap_or_default();
         for table in &tables {
             if table != word && mentions(line, table) && !names.columns.contains_key(table) {
-                let reference = TableReference::bare(table.as_str());
-                let provider = self.session.context().table_provider(reference);
-                let columns = match self.wait(provider) {
-                    Some(Ok(provider)) => {
-                        let schema = provider.schema();
-                        schema
-                            .fields()
-                            .iter()
-                            .map(|field| field.name().clone())
-                            .collect()
-                    }
-                    _ => Vec::new(),
-                };
+                let columns = self.wait(self.target.columns(table));
+                let columns = columns.and_then(Result::ok).unwrap_or_default();
                 names.columns.insert(table.clone(), columns);
             }
         }
@@ -125,16 +110,6 @@ impl Words {
         self.runtime
             .block_on(async { tokio::time::timeout(PATIENCE, answer).await.ok() })
     }
-}
-
-/// Tables that are there without a look at the store: those of the session only.
-fn session_tables(context: &SessionContext) -> Vec<String> {
-    let state = context.state();
-    let defaults = &state.config_options().catalog;
-    let schema = context
-        .catalog(&defaults.default_catalog)
-        .and_then(|catalog| catalog.schema(&defaults.default_schema));
-    schema.map_or_else(Vec::new, |schema| schema.table_names())
 }
 
 /// Keywords and names that begin with `word`, whatever the case.

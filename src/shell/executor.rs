@@ -11,11 +11,11 @@ use clap::Parser;
 use tokio::runtime::Builder;
 
 use super::arguments::size;
-use super::serve::{listen, time};
+use super::serve::time;
+use super::signals::listen;
 use super::{WORKER_STACK, no_runtime, report, say};
 use crate::engine::ballista::Security;
 use crate::engine::ballista::executor::{self, Settings};
-use crate::engine::ballista::security::Certificates;
 use crate::session::HeadwaterBuilder;
 use crate::{Error, Result};
 
@@ -94,54 +94,6 @@ pub(super) struct ExecutorArguments {
     #[arg(long, value_name = "TIME", default_value = "30s", env = "HEADWATER_EXECUTOR_PATIENCE",
           value_parser = time)]
     patience: Duration,
-
-    #[command(flatten)]
-    tls: TlsArguments,
-}
-
-/// TLS among the processes of a cluster.
-#[derive(clap::Args)]
-pub(super) struct TlsArguments {
-    /// The certificate of the authority that has signed those of server and executors (PEM); with it they speak TLS
-    #[arg(long, value_name = "FILE", env = "HEADWATER_CLUSTER_CA",
-          requires_all = ["cluster_certificate", "cluster_key"])]
-    cluster_ca: Option<PathBuf>,
-
-    /// The certificate of this process (PEM)
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "HEADWATER_CLUSTER_CERTIFICATE",
-        requires = "cluster_ca"
-    )]
-    cluster_certificate: Option<PathBuf>,
-
-    /// Its key (PEM)
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "HEADWATER_CLUSTER_KEY",
-        requires = "cluster_ca"
-    )]
-    cluster_key: Option<PathBuf>,
-}
-
-impl TlsArguments {
-    /// Reads the certificates, if there are any.
-    pub(super) fn security(&self) -> Result<Security> {
-        match (
-            &self.cluster_ca,
-            &self.cluster_certificate,
-            &self.cluster_key,
-        ) {
-            (Some(authority), Some(certificate), Some(key)) => Security::read(&Certificates {
-                authority: authority.clone(),
-                certificate: certificate.clone(),
-                key: key.clone(),
-            }),
-            _ => Ok(Security::default()),
-        }
-    }
 }
 
 /// Reads a label.
@@ -176,7 +128,7 @@ fn start(arguments: ExecutorArguments, builder: HeadwaterBuilder) -> Result<()> 
     let cores = available_parallelism().map_or(1, usize::from);
     let settings = Settings {
         slots: arguments.slots.map_or(cores, usize::from),
-        security: arguments.tls.security()?,
+        security: Security::default(),
         scheduler: arguments.scheduler,
         bind: arguments.bind,
         port: arguments.port,

@@ -89,11 +89,11 @@ fn editor(runner: &Runner) -> rustyline::Result<Editor<ShellHelper, DefaultHisto
         .max_history_size(HISTORY_LINES)?
         .build();
     let mut editor = Editor::with_config(config)?;
-    let state = runner.session().context().state();
+    let state = runner.target().context().state();
     let dialect = &state.config_options().sql_parser.dialect;
     editor.set_helper(Some(ShellHelper {
         inner: CliHelper::new(dialect, runner.settings().color),
-        words: Words::new(runner.session().clone(), runner.runtime().clone()),
+        words: Words::new(runner.target().clone(), runner.runtime().clone()),
     }));
     Ok(editor)
 }

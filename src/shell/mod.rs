@@ -4,6 +4,7 @@
 //! stderr. Exit status: 0, 1 when a statement failed, 2 for wrong arguments, 130 after
 //! Ctrl-C, 141 when the reader of the output went away.
 
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, IsTerminal, Write};
@@ -15,6 +16,7 @@ use datafusion_cli::object_storage::instrumented::InstrumentedObjectStoreRegistr
 use datafusion_cli::print_options::PrintOptions;
 use tokio::runtime::Runtime;
 
+use crate::client::Client;
 use crate::session::{Headwater, HeadwaterBuilder};
 use crate::{Error, ErrorKind, Result};
 
@@ -29,10 +31,14 @@ pub mod progress;
 mod runner;
 mod script;
 mod serve;
+mod server;
+mod signals;
+mod target;
 
 use arguments::{Arguments, Input, unavailable};
 use interrupt::Interrupts;
 use runner::{Halt, Runner};
+use target::Target;
 
 /// Stack of a worker thread, in bytes. Planning recurses with the depth of a query;
 /// the system maps only what is used.
@@ -56,6 +62,10 @@ pub fn run(args: impl IntoIterator<Item = OsString>, builder: HeadwaterBuilder) 
     if args.get(1).is_some_and(|arg| arg == executor::NAME) {
         log_to_stderr();
         return executor::run(args.into_iter().skip(1).collect(), builder);
+    }
+    if args.get(1).is_some_and(|arg| arg == server::NAME) {
+        log_to_stderr();
+        return server::run(args.into_iter().skip(1).collect(), builder);
     }
     // A subcommand has arguments of its own, which must not be taken for wrong ones of ours.
     if let Some(error) = args
@@ -94,39 +104,67 @@ fn start(arguments: &Arguments, builder: HeadwaterBuilder) -> Result<ExitCode> {
     if let Some(error) = unavailable(&arguments.database) {
         return Err(error);
     }
+    let server = arguments.server_options()?;
     let options = arguments.storage_options()?;
     // All of them before anything runs: a name mistyped should not leave half of the work done.
     let inputs = open(&arguments.inputs)?;
 
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .thread_name("headwater")
-        .thread_stack_size(WORKER_STACK)
-        .build()
-        .map_err(no_runtime)?;
-    let mut builder = builder.database(arguments.database.as_str());
-    if !options.is_empty() {
-        builder = builder.storage_options(options);
-    }
-    let code = runtime
-        .block_on(async {
-            let session = builder.build().await?;
-            arguments.limit_memory(session.context()).await?;
-            // In a table an empty cell could be an empty text.
-            let context = session.context();
-            context.sql("SET datafusion.format.null = 'NULL'").await?;
-            Ok(session)
-        })
-        .and_then(|session| serve(&runtime, session, arguments, inputs));
+    let runtime = runtime("headwater", None)?;
+    let target = match server {
+        Some(options) => runtime
+            .block_on(Client::connect(&arguments.database, &options))
+            .map(|client| Target::Server(Box::new(client))),
+        None => runtime
+            .block_on(open_database(arguments, builder, options))
+            .map(Target::Here),
+    };
+    let code = target.and_then(|target| {
+        let code = serve(&runtime, target.clone(), arguments, inputs);
+        if let Target::Server(client) = target {
+            runtime.block_on(client.close());
+        }
+        code
+    });
     // Nothing that is left may keep the user waiting: what mattered has ended with its statement.
     runtime.shutdown_background();
     code
 }
 
+async fn open_database(
+    arguments: &Arguments,
+    builder: HeadwaterBuilder,
+    options: HashMap<String, String>,
+) -> Result<Headwater> {
+    let mut builder = builder.database(arguments.database.as_str());
+    if !options.is_empty() {
+        builder = builder.storage_options(options);
+    }
+    let session = builder.build().await?;
+    arguments.limit_memory(session.context()).await?;
+    // In a table an empty cell could be an empty text.
+    let context = session.context();
+    context.sql("SET datafusion.format.null = 'NULL'").await?;
+    Ok(session)
+}
+
+/// A runtime whose workers can plan deep queries; as many as there are cores, if nothing is said.
+fn runtime(name: &str, workers: Option<usize>) -> Result<Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if let Some(workers) = workers {
+        builder.worker_threads(workers);
+    }
+    builder
+        .enable_all()
+        .thread_name(name)
+        .thread_stack_size(WORKER_STACK)
+        .build()
+        .map_err(no_runtime)
+}
+
 /// Runs the inputs in their order, or the shell if there are none.
 fn serve(
     runtime: &Runtime,
-    session: Headwater,
+    target: Target,
     arguments: &Arguments,
     inputs: Vec<Source>,
 ) -> Result<ExitCode> {
@@ -141,7 +179,7 @@ fn serve(
     let interrupts = Interrupts::listen(interactive).map_err(no_runtime)?;
     let mut runner = Runner::new(
         runtime.handle().clone(),
-        session,
+        target,
         settings,
         arguments.keep_going,
         interrupts,

@@ -11,7 +11,9 @@ use arrow::json::ArrayWriter;
 use datafusion::common::DataFusionError;
 use datafusion::config::FormatOptions;
 use datafusion::execution::SendableRecordBatchStream;
-use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
+use datafusion::execution::memory_pool::{
+    MemoryConsumer, MemoryPool, MemoryReservation, UnboundedMemoryPool,
+};
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::spill::get_record_batch_memory_size;
 use datafusion::physical_plan::{ExecutionPlanProperties, execute_stream};
@@ -72,12 +74,44 @@ impl Layout {
         }
         let held = MemoryConsumer::new("result").register(task.memory_pool());
         let stream = execute_stream(plan, Arc::clone(&task))?;
+        let options = &task.session_config().options().format;
+        self.print_stream(stream, held, options, out).await
+    }
+
+    /// Writes a result that is computed elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// If it breaks off, or writing fails.
+    pub(super) async fn print_remote<W: Write + Send>(
+        mut self,
+        stream: SendableRecordBatchStream,
+        out: &mut W,
+    ) -> Result<Printed> {
+        if self.format == PrintFormat::Automatic {
+            self.format = PrintFormat::Table;
+        }
+        let pool: Arc<dyn MemoryPool> = Arc::new(UnboundedMemoryPool::default());
+        let held = MemoryConsumer::new("result").register(&pool);
+        let options = FormatOptions {
+            null: "NULL".to_string(),
+            ..FormatOptions::default()
+        };
+        self.print_stream(stream, held, &options, out).await
+    }
+
+    async fn print_stream<W: Write + Send>(
+        self,
+        stream: SendableRecordBatchStream,
+        held: MemoryReservation,
+        options: &FormatOptions,
+        out: &mut W,
+    ) -> Result<Printed> {
         if stream.schema().fields().is_empty() {
             // There may be rows all the same, and a plan does its work while it is read.
             stream.try_for_each(|_| std::future::ready(Ok(()))).await?;
             return Ok(Printed::default());
         }
-        let options = &task.session_config().options().format;
         let printed = match self.format {
             PrintFormat::Table => self.print_table(stream, held, options, out).await,
             PrintFormat::Json => print_json(stream, out).await,

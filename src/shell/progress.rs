@@ -99,7 +99,7 @@ impl State {
             bar.enable_steady_tick(TICK);
             bar
         });
-        let planned = job.map_or(0, planned);
+        let planned = job.map_or(0, |job| job.figures.planned());
         let template = if planned > 0 { BAR } else { SPINNER };
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
@@ -107,7 +107,7 @@ impl State {
         match job {
             Some(job) if planned > 0 => {
                 bar.set_length(planned);
-                bar.set_position(done(job).min(planned));
+                bar.set_position(job.figures.done().min(planned));
                 bar.set_message(describe(job));
             }
             Some(job) if job.figures.rows_computed > 0 => bar.set_message(describe(job)),
@@ -120,9 +120,9 @@ impl State {
             return;
         }
         self.last_line = Instant::now();
-        let percent = match planned(job) {
+        let percent = match job.figures.planned() {
             0 => 0,
-            planned => (done(job).min(planned) * 100) / planned,
+            planned => (job.figures.done().min(planned) * 100) / planned,
         };
         let elapsed = job.elapsed.as_secs();
         say(&format!(
@@ -133,48 +133,28 @@ impl State {
     }
 }
 
-/// Rows that it has to do: those of its columns, or those of the sources that a view reads.
-fn planned(job: &RunningJob) -> u64 {
-    match is_of_view(job) {
-        true => job.figures.source_rows,
-        false => job.figures.rows_planned,
-    }
-}
-
-fn done(job: &RunningJob) -> u64 {
-    match is_of_view(job) {
-        true => job.figures.source_rows_read,
-        false => job.figures.rows_computed + job.figures.rows_reused,
-    }
-}
-
-/// Only columns are planned by rows.
-fn is_of_view(job: &RunningJob) -> bool {
-    job.figures.rows_planned == 0
-}
-
 /// Rows, rows a second, fragments, and how long it will take from here.
 fn describe(job: &RunningJob) -> String {
     let figures = &job.figures;
     let seconds = job.elapsed.as_secs_f64().max(1e-3);
-    if is_of_view(job) {
+    if figures.are_of_view() {
         let written = figures.rows_computed + figures.rows_reused;
-        if planned(job) + written == 0 {
+        if figures.planned() + written == 0 {
             return "running".to_string();
         }
         return format!(
             "{} of {} source rows read, {} rows written, {} rows/s",
-            HumanCount(done(job)),
-            HumanCount(planned(job)),
+            HumanCount(job.figures.done()),
+            HumanCount(figures.planned()),
             HumanCount(written),
             HumanCount((written as f64 / seconds) as u64),
         );
     }
     let rate = figures.rows_computed as f64 / seconds;
-    let left = figures.rows_planned.saturating_sub(done(job));
+    let left = figures.rows_planned.saturating_sub(job.figures.done());
     let mut text = format!(
         "{} of {} rows, {} rows/s, {} of {} fragments",
-        HumanCount(done(job)),
+        HumanCount(job.figures.done()),
         HumanCount(figures.rows_planned),
         HumanCount(rate as u64),
         figures.fragments_written,

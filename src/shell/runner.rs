@@ -1,25 +1,19 @@
 //! Runs statements and backslash commands, one after the other, and prints what comes of them.
 
-use std::collections::BTreeSet;
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::io::{self, BufRead, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use datafusion::sql::parser::Statement as DataFusionStatement;
-use datafusion::sql::sqlparser::ast;
 use datafusion_cli::command::{Command, OutputFormat};
-use datafusion_cli::print_options::{MaxRows, PrintOptions};
+use datafusion_cli::print_options::PrintOptions;
 use tokio::runtime::Handle;
 
 use super::interrupt::{Ended, Interrupts};
-use super::output::{Layout, Printed, Sink};
+use super::output::{Layout, Printed};
 use super::progress::{self, Progress};
 use super::script::{PieceKind, Script};
+use super::target::{Failure, Running, Target};
 use super::{help, open_script, report, say};
-use crate::job::signal::{Signal, Stop};
-use crate::session::Headwater;
-use crate::sql::parse;
-use crate::sql::statement::Statement;
 use crate::{Error, ErrorKind, Result};
 
 /// How deep scripts may include others. One that includes itself would never end.
@@ -44,7 +38,7 @@ pub(super) enum Halt {
 /// What the statements of one shell share.
 pub(super) struct Runner {
     runtime: Handle,
-    session: Headwater,
+    target: Target,
     settings: PrintOptions,
     keep_going: bool,
     interrupts: Interrupts,
@@ -53,23 +47,17 @@ pub(super) struct Runner {
     failed: bool,
 }
 
-/// Why a statement did not end well.
-enum Failure {
-    Error(Error),
-    BrokenPipe,
-}
-
 impl Runner {
     pub(super) fn new(
         runtime: Handle,
-        session: Headwater,
+        target: Target,
         settings: PrintOptions,
         keep_going: bool,
         interrupts: Interrupts,
     ) -> Self {
         Self {
             runtime,
-            session,
+            target,
             settings,
             keep_going,
             interrupts,
@@ -78,14 +66,14 @@ impl Runner {
         }
     }
 
-    /// Where statements run.
+    /// Where they are waited for.
     pub(super) fn runtime(&self) -> &Handle {
         &self.runtime
     }
 
     /// What they run against.
-    pub(super) fn session(&self) -> &Headwater {
-        &self.session
+    pub(super) fn target(&self) -> &Target {
+        &self.target
     }
 
     /// How results are printed.
@@ -132,40 +120,24 @@ impl Runner {
     fn statement(&mut self, sql: String, place: Option<&str>) -> Result<(), Halt> {
         let started = Instant::now();
         let progress = Progress::new(!self.settings.quiet);
-        let task = execute(
-            self.session.clone(),
-            sql,
-            Layout {
-                format: self.settings.format,
-                maxrows: self.settings.maxrows,
-            },
-            progress.clone(),
-        );
-        let jobs = Arc::clone(self.session.jobs());
-        let before: BTreeSet<String> = jobs.running().into_iter().map(|job| job.id).collect();
-        // The job of this statement, not those that run beside it.
-        let new_jobs = || {
-            let mut running = jobs.running();
-            running.retain(|job| !before.contains(&job.id));
-            running
+        let statement = Running::new(&self.target);
+        let layout = Layout {
+            format: self.settings.format,
+            maxrows: self.settings.maxrows,
         };
         let ended = self.interrupts.run(
             &self.runtime,
-            task,
+            statement.clone().execute(sql, layout, progress.clone()),
             progress::INTERVAL,
-            || progress.update(new_jobs().first()),
+            || progress.update(statement.job().as_ref()),
             // At once, though the statement may have no worker left to hear of it.
-            || {
-                for job in new_jobs() {
-                    jobs.tell(&job.id, Signal::Stop(Stop::Cancelled));
-                }
-            },
+            || statement.cancel(),
         );
         progress.clear();
         if let Ended::Cancelled { .. } = ended {
             self.settle();
         }
-        for notice in self.session.take_notices() {
+        for notice in statement.take_notices() {
             if !self.settings.quiet {
                 say(&format!("Notice: {notice}"));
             }
@@ -203,17 +175,20 @@ impl Runner {
 
     /// Gives jobs that were told to stop the time to write down what they have.
     fn settle(&self) {
-        let settled = self.session.jobs().settled();
+        let settled = self.target.settled();
         let _ = self
             .runtime
             .block_on(async { tokio::time::timeout(SETTLE, settled).await });
     }
 
-    /// Waits for the jobs that run in the background; Ctrl-C twice leaves them.
+    /// Waits for the jobs that run in the background; Ctrl-C twice leaves them. Those of a server go on without us.
     pub(super) fn wait_for_jobs(&mut self) {
+        let Target::Here(session) = self.target.clone() else {
+            return;
+        };
         let mut leaving = false;
         loop {
-            let running = self.session.jobs().running();
+            let running = session.jobs().running();
             let Some(first) = running.first() else { return };
             if !self.settings.quiet && !leaving {
                 say(&format!(
@@ -223,7 +198,7 @@ impl Runner {
                 ));
             }
             let progress = Progress::new(!self.settings.quiet);
-            let jobs = Arc::clone(self.session.jobs());
+            let jobs = Arc::clone(session.jobs());
             let all = Arc::clone(&jobs);
             let ended = self.interrupts.run(
                 &self.runtime,
@@ -332,7 +307,7 @@ impl Runner {
         let command = Command::SearchFunctions(name.to_string());
         let done = self
             .runtime
-            .block_on(command.execute(self.session.context(), &mut self.settings));
+            .block_on(command.execute(&self.target.context(), &mut self.settings));
         done.map_err(|_| {
             Error::not_found("the statement", name, help::names())
                 .with_hint("\\h lists the statements")
@@ -372,55 +347,7 @@ fn place(name: Option<&str>, line: usize) -> Option<String> {
     name.map(|name| format!("{name}:{line}"))
 }
 
-/// Runs `sql` and prints its result to stdout.
-async fn execute(
-    session: Headwater,
-    sql: String,
-    layout: Layout,
-    progress: Progress,
-) -> Result<Printed, Failure> {
-    let mut printed = Printed::default();
-    for statement in parse(&sql)? {
-        let mut layout = layout;
-        if is_overview(&statement) {
-            layout.maxrows = MaxRows::Unlimited;
-        }
-        let frame = session.run(statement).await?;
-        let stdout = io::stdout();
-        // A result in a file leaves the terminal to the progress.
-        let covered = stdout.is_terminal().then(|| progress.clone());
-        let mut out = Sink::new(stdout, covered);
-        printed = match layout.print(frame, &mut out).await {
-            Ok(printed) => printed,
-            Err(_) if out.is_broken() => return Err(Failure::BrokenPipe),
-            Err(error) => return Err(error.into()),
-        };
-    }
-    Ok(printed)
-}
-
-/// Whether the result of `statement` is of use only as a whole.
-fn is_overview(statement: &Statement) -> bool {
-    match statement {
-        Statement::Describe { .. } | Statement::Show(_) | Statement::ExplainRefresh { .. } => true,
-        Statement::DataFusion(statement) => match statement.as_ref() {
-            DataFusionStatement::Statement(statement) => {
-                matches!(statement.as_ref(), ast::Statement::ShowVariable { .. })
-            }
-            DataFusionStatement::Explain(_) => true,
-            _ => false,
-        },
-        _ => false,
-    }
-}
-
 /// Prints what was asked for, so to stdout.
 fn print_help(text: &str) {
     let _ = writeln!(io::stdout(), "{}", text.trim_end());
-}
-
-impl From<Error> for Failure {
-    fn from(error: Error) -> Self {
-        Failure::Error(error)
-    }
 }

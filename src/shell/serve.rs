@@ -2,17 +2,14 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::io;
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use clap::Parser;
-use datafusion::arrow::temporal_conversions::timestamp_ms_to_datetime;
-use tokio::runtime::{Builder, Runtime};
-use tokio::sync::watch;
 
 use super::arguments::{StoreArguments, limit_memory, size};
-use super::{WORKER_STACK, no_runtime, report, say};
+use super::signals::{listen, now};
+use super::{no_runtime, report, runtime, say};
 use crate::Result;
 use crate::serve::{Keeper, Settings};
 use crate::session::HeadwaterBuilder;
@@ -112,18 +109,6 @@ pub(super) fn run(args: Vec<OsString>, builder: HeadwaterBuilder) -> ExitCode {
 
 fn start(arguments: &ServeArguments, builder: HeadwaterBuilder) -> Result<bool> {
     let options: HashMap<String, String> = arguments.store.options()?;
-    let runtime = |name: &str, workers: Option<usize>| -> Result<Runtime> {
-        let mut builder = Builder::new_multi_thread();
-        if let Some(workers) = workers {
-            builder.worker_threads(workers);
-        }
-        builder
-            .enable_all()
-            .thread_name(name)
-            .thread_stack_size(WORKER_STACK)
-            .build()
-            .map_err(no_runtime)
-    };
     // Apart from the one that computes: signals and clocks stand still on a runtime whose workers all compute.
     let computing = runtime("headwater", None)?;
     let keeping = runtime("keeper", Some(2))?;
@@ -163,72 +148,6 @@ fn start(arguments: &ServeArguments, builder: HeadwaterBuilder) -> Result<bool> 
             "the keeper of views failed: {error}"
         )))
     })
-}
-
-/// The time of day, in UTC.
-fn now() -> String {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    let millis = since.map_or(0, |since| {
-        i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
-    });
-    timestamp_ms_to_datetime(millis).map_or_else(String::new, |time| {
-        time.format("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
-    })
-}
-
-/// Listens for signals: the first makes what is given back true, the second ends the process.
-pub(super) fn listen() -> io::Result<watch::Receiver<bool>> {
-    let (sender, receiver) = watch::channel(false);
-    let mut signals = Signals::new()?;
-    tokio::spawn(async move {
-        signals.next().await;
-        let _ = sender.send(true);
-        let status = signals.next().await;
-        std::process::exit(status);
-    });
-    Ok(receiver)
-}
-
-#[cfg(unix)]
-struct Signals {
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
-}
-
-#[cfg(unix)]
-impl Signals {
-    fn new() -> io::Result<Self> {
-        use tokio::signal::unix::{SignalKind, signal};
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-        })
-    }
-
-    /// The exit status of a program that the next signal ends.
-    async fn next(&mut self) -> i32 {
-        tokio::select! {
-            _ = self.interrupt.recv() => 130,
-            _ = self.terminate.recv() => 143,
-        }
-    }
-}
-
-#[cfg(not(unix))]
-struct Signals;
-
-#[cfg(not(unix))]
-impl Signals {
-    fn new() -> io::Result<Self> {
-        Ok(Self)
-    }
-
-    async fn next(&mut self) -> i32 {
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-        130
-    }
 }
 
 #[cfg(test)]

@@ -96,7 +96,7 @@ impl Run {
             let reused_rows = whole.values().flat_map(|w| &w.rows).map(RowSet::len).sum();
             counters.add(Count::RowsReused, reused_rows);
         }
-        let concurrency = self.concurrency();
+        let concurrency = self.concurrency().await;
         let units: Vec<Unit> = pass
             .units(concurrency)
             .into_iter()
@@ -227,9 +227,18 @@ impl Run {
         Ok(landed)
     }
 
-    fn concurrency(&self) -> usize {
+    async fn concurrency(&self) -> usize {
+        if let Some(units) = self.settings().concurrency {
+            return units;
+        }
         let cores = self.environment.state.config().target_partitions();
-        self.settings().concurrency.unwrap_or(cores)
+        let Some(cluster) = self.environment.cluster() else {
+            return cores;
+        };
+        match cluster.slots(self.settings().pool.as_deref()).await {
+            Ok(slots) if slots > 0 => slots,
+            _ => cores,
+        }
     }
 }
 

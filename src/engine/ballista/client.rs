@@ -154,6 +154,14 @@ impl Cluster {
         Ok(slots.sum())
     }
 
+    /// Tasks that it runs at once for work without a pool, as far as that is known.
+    pub fn known_slots(&self) -> Option<usize> {
+        let seen = self.0.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let (_, executors) = seen.as_ref()?;
+        let slots = eligible(executors, None).map(|seen| seen.executor.slots as usize);
+        Some(slots.sum()).filter(|slots| *slots > 0)
+    }
+
     /// Fails if no executor can run work for `pool`.
     ///
     /// # Errors

@@ -58,6 +58,18 @@ impl Executor {
         }
     }
 
+    /// The same session for one statement of several that run at once: notices, and the jobs that it begins, are
+    /// told apart.
+    pub(crate) fn for_statement(&self) -> Self {
+        let jobs = self.jobs.beside(self.jobs.ledger().clone());
+        Self {
+            context: self.context.clone(),
+            database: Arc::clone(&self.database),
+            jobs: Arc::new(jobs),
+            notices: Arc::default(),
+        }
+    }
+
     /// Runs one statement.
     pub async fn run(&self, statement: Statement) -> Result<DataFrame> {
         // Boxed, or the future of this function would nest as deeply as all of theirs together.

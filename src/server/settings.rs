@@ -1,0 +1,347 @@
+//! What a server is told when it starts: by its command line, its environment and a file, in this order.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use toml::{Table, Value};
+
+use crate::engine::ballista::{Security, scheduler};
+use crate::protocol::{DEFAULT_PORT, read};
+use crate::{Error, Result, nearest};
+
+/// How a server listens and whom it lets in.
+#[derive(Clone, Default)]
+pub struct Settings {
+    /// Where it listens, as `host:port`; port 0 is any that is free. [`Settings::DEFAULT_BIND`] if nothing is said.
+    pub bind: Option<String>,
+    /// What clients have to bring. Without one, all are let in.
+    pub token: Option<String>,
+    /// The certificate of the server and those that vouch for it, PEM.
+    pub tls_certificate: Option<PathBuf>,
+    /// The key of the certificate, PEM.
+    pub tls_key: Option<PathBuf>,
+    /// Only clients with a certificate that one of these vouches for are let in, PEM.
+    pub tls_client_ca: Option<PathBuf>,
+    /// Whether it may listen to other machines without a token.
+    pub insecure: bool,
+    /// The cluster that it owns; `None` for a server that does all work itself.
+    pub cluster: Option<ClusterSettings>,
+}
+
+/// How a server owns a cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterSettings {
+    /// Where executors, and programs that drive the cluster, reach the scheduler, as `host:port`.
+    pub bind: String,
+    /// The name that executors reach it by; that of `bind` if nothing is said.
+    pub host: Option<String>,
+    /// After this silence an executor counts as lost, and what it did is done by others.
+    pub executor_timeout: Duration,
+}
+
+impl ClusterSettings {
+    /// After this silence an executor counts as lost unless something else is said.
+    pub const EXECUTOR_TIMEOUT: Duration = Duration::from_secs(60);
+
+    /// The settings of the scheduler.
+    ///
+    /// # Errors
+    ///
+    /// If the address can't be understood, or others could reach it though they should not.
+    pub(super) async fn scheduler(&self, insecure: bool) -> Result<scheduler::Settings> {
+        let bind = resolve("--cluster-bind", &self.bind, "127.0.0.1:50060").await?;
+        if !insecure && !bind.ip().is_loopback() {
+            return Err(Error::invalid(format!(
+                "{bind} can be reached from other machines, and whoever reaches the scheduler can run anything on the cluster"
+            ))
+            .with_hint("give --insecure, where a network lets only executors reach this port; or bind it to 127.0.0.1"));
+        }
+        let host = match &self.host {
+            Some(host) => host.clone(),
+            None if bind.ip().is_unspecified() => {
+                return Err(Error::invalid(format!(
+                    "executors have to know by which name they reach {bind}"
+                ))
+                .with_hint("name it with --cluster-host"));
+            }
+            None => bind.ip().to_string(),
+        };
+        Ok(scheduler::Settings {
+            bind,
+            external_host: host,
+            executor_timeout: self.executor_timeout,
+            security: Security::default(),
+        })
+    }
+}
+
+/// The address that `text` names.
+async fn resolve(option: &str, text: &str, example: &str) -> Result<SocketAddr> {
+    let addresses = tokio::net::lookup_host(text).await.map_err(|error| {
+        Error::invalid(format!("{option} '{text}' is not an address: {error}"))
+            .with_hint(format!("write host:port, such as {example}"))
+    })?;
+    let first = addresses.into_iter().next();
+    first.ok_or_else(|| Error::invalid(format!("{option} '{text}' is no address of this machine")))
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings")
+            .field("bind", &self.bind)
+            .field("token", &self.token.as_ref().map(|_| "…"))
+            .field("tls_certificate", &self.tls_certificate)
+            .field("tls_client_ca", &self.tls_client_ca)
+            .field("insecure", &self.insecure)
+            .field("cluster", &self.cluster)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The certificates of a server, read.
+pub(super) struct Certificates {
+    pub(super) certificate: Vec<u8>,
+    pub(super) key: Vec<u8>,
+    pub(super) client_ca: Option<Vec<u8>>,
+}
+
+impl Settings {
+    /// Where a server listens when nobody says: to this machine only.
+    pub const DEFAULT_BIND: &'static str = "127.0.0.1:50050";
+
+    /// The address to listen on.
+    ///
+    /// # Errors
+    ///
+    /// If it can't be understood, or others could reach it without a token.
+    pub(super) async fn address(&self) -> Result<SocketAddr> {
+        let text = self.bind.as_deref().unwrap_or(Self::DEFAULT_BIND);
+        let example = format!("127.0.0.1:{DEFAULT_PORT} or 0.0.0.0:{DEFAULT_PORT}");
+        let address = resolve("--bind", text, &example).await?;
+        if self.token.is_none() && !self.insecure && !address.ip().is_loopback() {
+            return Err(Error::invalid(format!(
+                "without a token the server listens to this machine only, and {address} can be reached from others: whoever connects could read and change the database, and files of this machine"
+            ))
+            .with_hint("set HEADWATER_TOKEN or --token-file, and --tls-certificate with --tls-key; or give --insecure, where a network keeps others out"));
+        }
+        Ok(address)
+    }
+
+    /// Reads the certificates; `None` for a server without TLS.
+    pub(super) fn certificates(&self) -> Result<Option<Certificates>> {
+        match (&self.tls_certificate, &self.tls_key) {
+            (None, None) if self.tls_client_ca.is_some() => Err(Error::invalid(
+                "--tls-client-ca needs --tls-certificate and --tls-key",
+            )),
+            (None, None) => Ok(None),
+            (Some(_), None) => Err(Error::invalid("--tls-certificate needs --tls-key")),
+            (None, Some(_)) => Err(Error::invalid("--tls-key needs --tls-certificate")),
+            (Some(certificate), Some(key)) => Ok(Some(Certificates {
+                certificate: read(certificate, "the certificate")?,
+                key: read(key, "the key")?,
+                client_ca: match &self.tls_client_ca {
+                    Some(path) => Some(read(path, "the certificates of clients")?),
+                    None => None,
+                },
+            })),
+        }
+    }
+}
+
+/// The settings of a file. Their names are those of the command line, without the dashes before.
+#[derive(Default)]
+pub struct SettingsFile {
+    place: String,
+    table: Table,
+}
+
+impl fmt::Debug for SettingsFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Its values may be secrets.
+        f.debug_struct("SettingsFile")
+            .field("place", &self.place)
+            .finish_non_exhaustive()
+    }
+}
+
+/// All names that a file may have.
+const NAMES: [&str; 13] = [
+    "database",
+    "bind",
+    "token",
+    "token-file",
+    "tls-certificate",
+    "tls-key",
+    "tls-client-ca",
+    "insecure",
+    "cluster-bind",
+    "cluster-host",
+    "executor-timeout",
+    "memory-limit",
+    "options",
+];
+
+impl SettingsFile {
+    /// Reads a file.
+    ///
+    /// # Errors
+    ///
+    /// If it can't be read, is not TOML, or has a name that is not a setting.
+    pub fn read(path: &Path) -> Result<Self> {
+        let bytes = read(path, "the settings file")?;
+        let place = path.display().to_string();
+        Self::parse(place, &String::from_utf8_lossy(&bytes))
+    }
+
+    fn parse(place: String, text: &str) -> Result<Self> {
+        let table: Table = text.parse().map_err(|error: toml::de::Error| {
+            let line = error
+                .span()
+                .map(|span| 1 + text[..span.start.min(text.len())].matches('\n').count());
+            let place = line.map_or(place.clone(), |line| format!("{place}:{line}"));
+            Error::invalid(format!(
+                "the settings file {place} is not TOML: {}",
+                error.message()
+            ))
+        })?;
+        for name in table.keys() {
+            if !NAMES.contains(&name.as_str()) {
+                let error = Error::invalid(format!("'{name}' in {place} is not a setting"));
+                return Err(match nearest(name, NAMES) {
+                    Some(near) => error.with_hint(format!("did you mean '{near}'?")),
+                    None => error.with_hint(format!("settings are {}", NAMES.join(", "))),
+                });
+            }
+        }
+        Ok(Self { place, table })
+    }
+
+    /// A setting that is text.
+    pub fn text(&self, name: &str) -> Result<Option<String>> {
+        match self.table.get(name) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.clone())),
+            Some(other) => Err(self.wrong(name, "text", other)),
+        }
+    }
+
+    /// A setting that is a path, from the folder of the working directory.
+    pub fn path(&self, name: &str) -> Result<Option<PathBuf>> {
+        Ok(self.text(name)?.map(PathBuf::from))
+    }
+
+    /// A setting that is true or false.
+    pub fn switch(&self, name: &str) -> Result<Option<bool>> {
+        match self.table.get(name) {
+            None => Ok(None),
+            Some(Value::Boolean(value)) => Ok(Some(*value)),
+            Some(other) => Err(self.wrong(name, "true or false", other)),
+        }
+    }
+
+    /// The options of the object store.
+    pub fn options(&self) -> Result<Vec<(String, String)>> {
+        let table = match self.table.get("options") {
+            None => return Ok(Vec::new()),
+            Some(Value::Table(table)) => table,
+            Some(other) => return Err(self.wrong("options", "a table", other)),
+        };
+        table
+            .iter()
+            .map(|(name, value)| {
+                let text = match value {
+                    Value::String(text) => text.clone(),
+                    Value::Boolean(value) => value.to_string(),
+                    Value::Integer(value) => value.to_string(),
+                    Value::Float(value) => value.to_string(),
+                    other => {
+                        return Err(self.wrong(&format!("options.{name}"), "a plain value", other));
+                    }
+                };
+                Ok((name.clone(), text))
+            })
+            .collect()
+    }
+
+    /// Values may be secrets: no error shows one.
+    fn wrong(&self, name: &str, wanted: &str, value: &Value) -> Error {
+        Error::invalid(format!(
+            "'{name}' in {} is of type {}, not {wanted}",
+            self.place,
+            value.type_str()
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(bind: &str) -> Settings {
+        Settings {
+            bind: Some(bind.to_string()),
+            ..Settings::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn others_are_not_let_in_without_a_token() {
+        for bind in ["127.0.0.1:0", "[::1]:0", "localhost:0"] {
+            settings(bind).address().await.unwrap();
+        }
+        let error = settings("0.0.0.0:0").address().await.unwrap_err();
+        assert!(error.to_string().contains("--insecure"), "{error}");
+        let insecure = Settings {
+            insecure: true,
+            ..settings("0.0.0.0:0")
+        };
+        insecure.address().await.unwrap();
+        let guarded = Settings {
+            token: Some("secret".to_string()),
+            ..settings("0.0.0.0:0")
+        };
+        guarded.address().await.unwrap();
+        assert!(!format!("{guarded:?}").contains("secret"));
+        assert!(settings("nowhere").address().await.is_err());
+    }
+
+    #[test]
+    fn a_certificate_needs_its_key() {
+        let alone = Settings {
+            tls_certificate: Some("a.pem".into()),
+            ..Settings::default()
+        };
+        assert!(alone.certificates().is_err());
+        assert!(Settings::default().certificates().unwrap().is_none());
+    }
+
+    #[test]
+    fn a_file_has_the_names_of_the_command_line() {
+        let text =
+            "bind = '0.0.0.0:1'\ninsecure = true\n[options]\nallow_http = true\naws_region = 'x'";
+        let file = SettingsFile::parse("s.toml".to_string(), text).unwrap();
+        assert_eq!(file.text("bind").unwrap().as_deref(), Some("0.0.0.0:1"));
+        assert_eq!(file.switch("insecure").unwrap(), Some(true));
+        assert_eq!(file.options().unwrap().len(), 2);
+        assert_eq!(file.text("token").unwrap(), None);
+    }
+
+    #[test]
+    fn slips_in_a_file_are_told() {
+        for (text, words) in [
+            ("bimd = 'x'", ["'bimd'", "'bind'"]),
+            ("tls_key = 'x'", ["'tls_key'", "'tls-key'"]),
+            ("\nbind = ", ["s.toml:2", "TOML"]),
+        ] {
+            let error = SettingsFile::parse("s.toml".to_string(), text)
+                .unwrap_err()
+                .to_string();
+            assert!(words.iter().all(|word| error.contains(word)), "{error}");
+        }
+        let file = SettingsFile::parse("s.toml".to_string(), "token = 5").unwrap();
+        let error = file.text("token").unwrap_err().to_string();
+        assert!(error.contains("token") && !error.contains('5'), "{error}");
+    }
+}
