@@ -1,8 +1,223 @@
-//! A cluster of processes: what it does when parts of it end.
+//! A cluster of processes: what a job does when executors end, or stand still.
+//!
+//! Each trial has a cluster of its own, whose scheduler is in this process. `HEADWATER_KILLS` says how often the trial of
+//! kills kills one; two times if nothing is said.
+
+use std::env;
+use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use crate::harness::cluster::Cluster;
+use crate::harness::scene::{Outcome, Scene, block_on};
+
+/// After this silence an executor counts as lost.
+const EXECUTOR_TIMEOUT: Duration = Duration::from_secs(6);
+/// However a cluster breaks, a statement ends within this time.
+const END: Duration = Duration::from_secs(60);
+/// Rows of the table, in eight fragments.
+const ROWS: i64 = 400;
+const REFRESH: &str = "REFRESH COLUMN y ON t";
 
 /// All trials.
 pub fn trials() -> Vec<Trial> {
-    Vec::new()
+    vec![
+        Trial::test("cluster/executors_killed", || block_on(executors_killed())),
+        Trial::test("cluster/all_executors_lost", || {
+            block_on(all_executors_lost())
+        }),
+        Trial::test("cluster/silent_executor", || block_on(silent_executor())),
+        Trial::test("cluster/pools", || block_on(pools())),
+        Trial::test("cluster/cancelled", || block_on(cancelled())),
+    ]
+}
+
+fn cluster(executors: &[&[&str]]) -> Outcome<Cluster> {
+    let cluster = Cluster::start(EXECUTOR_TIMEOUT)?;
+    for arguments in executors {
+        cluster.add_executor(arguments)?;
+    }
+    Ok(cluster)
+}
+
+/// A table with a column that takes `milliseconds` a row and counts its calls.
+async fn slow(cluster: &Cluster, milliseconds: u64) -> Outcome<Scene> {
+    let scene = Scene::on_cluster(
+        &cluster.url(),
+        &["CREATE TABLE t (id BIGINT, x BIGINT) WITH (max_rows_per_fragment = 50)"],
+    )
+    .await?;
+    for start in (0..ROWS).step_by(50) {
+        let end = start + 49;
+        scene
+            .run(&format!(
+                "INSERT INTO t SELECT value, value * 2 FROM generate_series({start}, {end})"
+            ))
+            .await?;
+    }
+    let column = format!(
+        "ALTER TABLE t ADD COLUMN y BIGINT AS (count_calls(sleep_ms(x + 1, {milliseconds})))"
+    );
+    scene.run(&column).await?;
+    Ok(scene)
+}
+
+/// Waits until so many rows are computed.
+async fn until_computed(scene: &Scene, rows: usize) -> Outcome<()> {
+    let started = Instant::now();
+    while scene.all_calls()? < rows {
+        if started.elapsed() > END {
+            return Err(format!("{rows} rows were never computed").into());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+async fn is_right(scene: &Scene) -> Outcome<()> {
+    let wrong = "SELECT count(*) FROM t WHERE y IS NULL OR y <> x + 1";
+    scene.expect(wrong, 0).await?;
+    scene.expect("SELECT count(*) FROM t", ROWS).await
+}
+
+/// Executors are killed at random moments, and others take their place: the refresh goes on, and computes again only what
+/// was on its way.
+async fn executors_killed() -> Outcome<()> {
+    let kills = env::var("HEADWATER_KILLS").ok();
+    let kills: usize = kills.and_then(|kills| kills.parse().ok()).unwrap_or(2);
+    let mut random = StdRng::seed_from_u64(20_261_122);
+    let cluster = cluster(&[&["--slots", "2"], &["--slots", "2"]])?;
+    for kill in 0..kills {
+        let scene = slow(&cluster, 10).await?;
+        let headwater = scene.headwater.clone();
+        let refresh = tokio::spawn(async move { headwater.sql(REFRESH).await.map(drop) });
+        until_computed(&scene, random.random_range(1..300)).await?;
+        cluster.signal(kill, "KILL")?;
+        let started = Instant::now();
+        cluster.add_executor(&["--slots", "2"])?;
+        refresh.await??;
+        if started.elapsed() > END {
+            return Err(format!("it took {:?}", started.elapsed()).into());
+        }
+        is_right(&scene).await?;
+        // Two units were on their way in the executor, of fifty rows each.
+        let calls = scene.all_calls()?;
+        if calls > ROWS as usize + 100 {
+            return Err(format!("{calls} calls for {ROWS} rows").into());
+        }
+    }
+    Ok(())
+}
+
+/// Without executors a job fails, soon and with its reason; with a new one it goes on.
+async fn all_executors_lost() -> Outcome<()> {
+    let cluster = cluster(&[&["--slots", "1"]])?;
+    let scene = slow(&cluster, 20).await?;
+    let headwater = scene.headwater.clone();
+    let refresh = tokio::spawn(async move { headwater.sql(REFRESH).await.map(drop) });
+    until_computed(&scene, 70).await?;
+    cluster.signal(0, "KILL")?;
+    let started = Instant::now();
+    let Err(error) = refresh.await? else {
+        return Err("it went on without executors".into());
+    };
+    if started.elapsed() > END || !error.to_string().contains("no executor") {
+        return Err(format!("after {:?}: {error}", started.elapsed()).into());
+    }
+    let query = scene.run("SELECT count(*) FROM t WHERE x > 3").await;
+    match query {
+        Err(error) if error.to_string().contains("no executor") => {}
+        other => return Err(format!("a query gave {other:?}").into()),
+    }
+    cluster.add_executor(&["--slots", "4"])?;
+    scene.run(REFRESH).await?;
+    is_right(&scene).await
+}
+
+/// An executor that stands still for longer than the timeout is lost; that it comes back does no harm.
+async fn silent_executor() -> Outcome<()> {
+    let cluster = cluster(&[&["--slots", "2"], &["--slots", "2"]])?;
+    let scene = slow(&cluster, 10).await?;
+    let headwater = scene.headwater.clone();
+    let refresh = tokio::spawn(async move { headwater.sql(REFRESH).await.map(drop) });
+    until_computed(&scene, 30).await?;
+    cluster.signal(0, "STOP")?;
+    let started = Instant::now();
+    refresh.await??;
+    if started.elapsed() > END {
+        return Err(format!("it took {:?}", started.elapsed()).into());
+    }
+    is_right(&scene).await?;
+    // It finishes what nobody waits for.
+    cluster.signal(0, "CONT")?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    is_right(&scene).await?;
+    scene.run("UPDATE t SET x = x + 1 WHERE id < 10").await?;
+    scene.run(REFRESH).await?;
+    is_right(&scene).await
+}
+
+/// Work for a pool runs where its label is, or not at all.
+async fn pools() -> Outcome<()> {
+    let cluster = cluster(&[&["--slots", "1"]])?;
+    let scene = slow(&cluster, 1).await?;
+    let refused = scene.run("REFRESH COLUMN y ON t WITH (pool = 'gpu')").await;
+    match refused {
+        Err(error) if error.to_string().contains("1 with no label") => {}
+        other => return Err(format!("it was not refused: {other:?}").into()),
+    }
+    let late =
+        "REFRESH COLUMN y ON t WITH (pool = 'gpu', admission = 'wait', admission_timeout = 1)";
+    match scene.run(late).await {
+        Err(error) if error.to_string().contains("waited") => {}
+        other => return Err(format!("it did not wait: {other:?}").into()),
+    }
+    let headwater = scene.headwater.clone();
+    let waiting = "REFRESH COLUMN y ON t WITH (pool = 'gpu', admission = 'wait')";
+    let refresh = tokio::spawn(async move { headwater.sql(waiting).await.map(drop) });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    if scene.all_calls()? > 0 {
+        return Err("work for another pool was done".into());
+    }
+    cluster.add_executor(&["--slots", "1", "--label", "gpu"])?;
+    refresh.await??;
+    is_right(&scene).await?;
+    scene
+        .expect(
+            "SELECT count(*) FROM system.executors WHERE label = 'gpu'",
+            1,
+        )
+        .await
+}
+
+/// CANCEL reaches executors within two seconds, and what they had computed is kept.
+async fn cancelled() -> Outcome<()> {
+    let cluster = cluster(&[&["--slots", "2"]])?;
+    let scene = slow(&cluster, 20).await?;
+    let headwater = scene.headwater.clone();
+    let refresh = tokio::spawn(async move { headwater.sql(REFRESH).await.map(drop) });
+    until_computed(&scene, 40).await?;
+    let running = scene.headwater.jobs().running();
+    let job = running.first().ok_or("no job runs")?;
+    scene.run(&format!("CANCEL JOB '{}'", job.id)).await?;
+    let started = Instant::now();
+    let Err(error) = refresh.await? else {
+        return Err("it was not cancelled".into());
+    };
+    if started.elapsed() > Duration::from_secs(4) {
+        return Err(format!("after {:?}: {error}", started.elapsed()).into());
+    }
+    let calls = scene.all_calls()?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    if scene.all_calls()? != calls {
+        return Err("executors went on".into());
+    }
+    scene.run(REFRESH).await?;
+    is_right(&scene).await?;
+    match scene.all_calls()? {
+        calls if calls <= ROWS as usize + 30 => Ok(()),
+        calls => Err(format!("{calls} calls for {ROWS} rows").into()),
+    }
 }

@@ -14,9 +14,6 @@ use tokio::runtime::Runtime;
 use crate::functions;
 use crate::harness::Failure;
 
-/// After this silence an executor counts as lost.
-pub const EXECUTOR_TIMEOUT: Duration = Duration::from_secs(30);
-
 /// A cluster. Its executors end with it.
 pub struct Cluster {
     scheduler: Scheduler,
@@ -30,7 +27,7 @@ impl Cluster {
         static SHARED: OnceLock<Result<Cluster, Failure>> = OnceLock::new();
         let shared = tokio::task::spawn_blocking(|| {
             SHARED.get_or_init(|| {
-                let cluster = Cluster::start()?;
+                let cluster = Cluster::start(Duration::from_secs(30))?;
                 for _ in 0..2 {
                     cluster.add_executor(&["--slots", "1"])?;
                 }
@@ -44,8 +41,8 @@ impl Cluster {
             .map_err(Clone::clone)
     }
 
-    /// A scheduler without executors.
-    pub fn start() -> Result<Self, Failure> {
+    /// A scheduler without executors; after such a silence one counts as lost.
+    pub fn start(executor_timeout: Duration) -> Result<Self, Failure> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -54,7 +51,7 @@ impl Cluster {
         let settings = Settings {
             bind: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             external_host: "127.0.0.1".to_string(),
-            executor_timeout: EXECUTOR_TIMEOUT,
+            executor_timeout,
             security: Default::default(),
         };
         let codecs = functions::all(None)
@@ -90,6 +87,20 @@ impl Cluster {
     }
 }
 
+impl Cluster {
+    /// Sends SIG`name` to the executor that was started as number `place`.
+    pub fn signal(&self, place: usize, name: &str) -> Result<(), Failure> {
+        let executors = self.executors.lock();
+        let executors = executors.unwrap_or_else(PoisonError::into_inner);
+        let id = executors[place].id().to_string();
+        let sent = Command::new("kill").args(["-s", name, &id]).status();
+        match sent.map_err(Failure::new)?.success() {
+            true => Ok(()),
+            false => Err(Failure::new(format!("SIG{name} could not be sent"))),
+        }
+    }
+}
+
 fn start_executor(scheduler: &str, arguments: &[&str]) -> io::Result<Child> {
     let mut executor = Command::new(env::current_exe()?)
         .env("HEADWATER_TEST_SHELL", "1")
@@ -106,11 +117,7 @@ fn start_executor(scheduler: &str, arguments: &[&str]) -> io::Result<Child> {
     while let Some(line) = lines.next().transpose()? {
         if line.starts_with("Executor ready") {
             // Read on, so that it never waits for a reader.
-            std::thread::spawn(move || {
-                for line in lines.map_while(Result::ok) {
-                    eprintln!("executor: {line}");
-                }
-            });
+            std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
             return Ok(executor);
         }
         said.push(line);

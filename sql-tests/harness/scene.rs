@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use datafusion::arrow::array::{Array, AsArray, RecordBatch};
 use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::{DataType, Int64Type};
+use headwater::engine::Engine;
 use headwater::session::Headwater;
 use tempfile::TempDir;
 
@@ -32,6 +34,24 @@ impl Scene {
         let folder = TempDir::new()?;
         let database = folder.path().join("db");
         Self::at(folder, &database, HashMap::new(), statements).await
+    }
+
+    /// A database made by `statements`, whose plans run on a cluster.
+    pub async fn on_cluster(cluster: &str, statements: &[&str]) -> Outcome<Self> {
+        let mut scene = Self::new(&[]).await?;
+        let builder = Headwater::builder()
+            .database(scene.database().display().to_string())
+            .engine(Engine::ballista(cluster))
+            .function_codec(Arc::new(functions::CallsCodec));
+        let functions = functions::all(Some(scene.file("calls")));
+        let builder = functions.into_iter().fold(builder, |builder, function| {
+            builder.scalar_function(function)
+        });
+        scene.headwater = builder.build().await?;
+        for statement in statements {
+            scene.run(statement).await?;
+        }
+        Ok(scene)
     }
 
     /// A database at a URL, in a store with `options`, made by `statements`.

@@ -275,6 +275,11 @@ mod tests {
                 ("v".to_string(), json!("run")),
             ]
             .into(),
+            demand: Some(Demand {
+                job: "j".to_string(),
+                pool: Some("gpu".to_string()),
+                units: 3,
+            }),
         };
         let answer = board.inquire(inquiry());
         assert_eq!(answer.units, [("u".to_string(), json!(1))].into());

@@ -100,7 +100,8 @@ fn refresh_options_are_read() {
     let settings = refresh_settings(&given(
         "(concurrency = 4, batch_rows = 1000, max_batch_rows = 2000, batch_bytes = '64 MB', \
           commit_every = 'all', commit_interval = '1m', checkpoint_interval = 2.5, max_calls = 7, \
-          max_seconds = 60, timeout = '1 hour', skip_fragments = 0, max_fragments = 3, version = 5)",
+          max_seconds = 60, timeout = '1 hour', skip_fragments = 0, max_fragments = 3, version = 5, \
+          pool = 'gpu', admission = 'wait', admission_timeout = '2m')",
     ))
     .unwrap();
     assert_eq!(
@@ -121,6 +122,8 @@ fn refresh_options_are_read() {
             max_time: Some(Duration::from_secs(60)),
             timeout: Some(Duration::from_secs(3600)),
             version: Some(5),
+            pool: Some("gpu".to_string()),
+            admission: Admission::Wait(Duration::from_secs(120)),
         }
     );
     let most = refresh_settings(&given("(max_batch_rows = 9)")).unwrap();
