@@ -34,8 +34,9 @@ pub fn trials() -> Vec<Trial> {
     ]
 }
 
-fn cluster(executors: &[&[&str]]) -> Outcome<Cluster> {
-    let cluster = Cluster::start(EXECUTOR_TIMEOUT)?;
+async fn cluster(executors: &[&[&str]]) -> Outcome<Cluster> {
+    let start = || Cluster::start(EXECUTOR_TIMEOUT);
+    let cluster = tokio::task::spawn_blocking(start).await??;
     for arguments in executors {
         cluster.add_executor(arguments)?;
     }
@@ -88,7 +89,7 @@ async fn executors_killed() -> Outcome<()> {
     let kills = env::var("HEADWATER_KILLS").ok();
     let kills: usize = kills.and_then(|kills| kills.parse().ok()).unwrap_or(2);
     let mut random = StdRng::seed_from_u64(20_261_122);
-    let cluster = cluster(&[&["--slots", "2"], &["--slots", "2"]])?;
+    let cluster = cluster(&[&["--slots", "2"], &["--slots", "2"]]).await?;
     for kill in 0..kills {
         let scene = slow(&cluster, 10).await?;
         let headwater = scene.headwater.clone();
@@ -113,7 +114,7 @@ async fn executors_killed() -> Outcome<()> {
 
 /// Without executors a job fails, soon and with its reason; with a new one it goes on.
 async fn all_executors_lost() -> Outcome<()> {
-    let cluster = cluster(&[&["--slots", "1"]])?;
+    let cluster = cluster(&[&["--slots", "1"]]).await?;
     let scene = slow(&cluster, 20).await?;
     let headwater = scene.headwater.clone();
     let refresh = tokio::spawn(async move { headwater.sql(REFRESH).await.map(drop) });
@@ -138,7 +139,7 @@ async fn all_executors_lost() -> Outcome<()> {
 
 /// An executor that stands still for longer than the timeout is lost; that it comes back does no harm.
 async fn silent_executor() -> Outcome<()> {
-    let cluster = cluster(&[&["--slots", "2"], &["--slots", "2"]])?;
+    let cluster = cluster(&[&["--slots", "2"], &["--slots", "2"]]).await?;
     let scene = slow(&cluster, 10).await?;
     let headwater = scene.headwater.clone();
     let refresh = tokio::spawn(async move { headwater.sql(REFRESH).await.map(drop) });
@@ -161,7 +162,7 @@ async fn silent_executor() -> Outcome<()> {
 
 /// Work for a pool runs where its label is, or not at all.
 async fn pools() -> Outcome<()> {
-    let cluster = cluster(&[&["--slots", "1"]])?;
+    let cluster = cluster(&[&["--slots", "1"]]).await?;
     let scene = slow(&cluster, 1).await?;
     let refused = scene.run("REFRESH COLUMN y ON t WITH (pool = 'gpu')").await;
     match refused {
@@ -194,7 +195,7 @@ async fn pools() -> Outcome<()> {
 
 /// CANCEL reaches executors within two seconds, and what they had computed is kept.
 async fn cancelled() -> Outcome<()> {
-    let cluster = cluster(&[&["--slots", "2"]])?;
+    let cluster = cluster(&[&["--slots", "2"]]).await?;
     let scene = slow(&cluster, 20).await?;
     let headwater = scene.headwater.clone();
     let refresh = tokio::spawn(async move { headwater.sql(REFRESH).await.map(drop) });

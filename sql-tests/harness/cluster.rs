@@ -18,7 +18,7 @@ use crate::harness::Failure;
 pub struct Cluster {
     scheduler: Scheduler,
     executors: Mutex<Vec<Child>>,
-    _runtime: Runtime,
+    runtime: Option<Runtime>,
 }
 
 impl Cluster {
@@ -67,7 +67,7 @@ impl Cluster {
         Ok(Self {
             scheduler,
             executors: Mutex::default(),
-            _runtime: runtime,
+            runtime: Some(runtime),
         })
     }
 
@@ -138,6 +138,9 @@ impl Drop for Cluster {
         {
             let _ = executor.kill();
             let _ = executor.wait();
+        }
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
         }
     }
 }

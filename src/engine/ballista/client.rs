@@ -168,11 +168,15 @@ impl Cluster {
     ///
     /// What is missing, and what there is.
     pub async fn admit(&self, pool: Option<&str>) -> Result<()> {
-        let executors = self.executors().await?;
-        if eligible(&executors, pool).next().is_some() {
+        if eligible(&self.executors().await?, pool).next().is_some() {
             return Ok(());
         }
-        Err(nobody(&executors, pool))
+        // One may just have come.
+        let executors = self.inquire(&Inquiry::default()).await?.executors;
+        match eligible(&executors, pool).next() {
+            Some(_) => Ok(()),
+            None => Err(nobody(&executors, pool)),
+        }
     }
 
     /// Whether `plan` can be written for other processes.
