@@ -88,8 +88,6 @@ struct Description {
 /// Which staged results of earlier runs a unit uses.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) enum Earlier {
-    /// There are none.
-    None,
     /// Those of any job.
     OfAll,
     /// Those of one job.
@@ -129,6 +127,8 @@ pub(super) struct Round {
     /// Results of earlier runs that are used.
     pub(super) staged: Earlier,
     pub(super) pool: Option<String>,
+    /// Whether units may wait for an executor in the scheduler, however long.
+    pub(super) waits: bool,
 }
 
 /// Has `units` computed by a cluster, `concurrency` at once. No more are begun when `go_on` says so. Dropping the
@@ -174,6 +174,7 @@ pub(super) fn run_units(
                     let purpose = Purpose {
                         job: Some(round.work.job.clone()),
                         pool: round.pool.clone(),
+                        waits: round.waits,
                     };
                     let outcome = cluster.run(Arc::new(node), &config, &purpose).await?;
                     let outcome = read_outcome(&outcome)?;
@@ -556,15 +557,10 @@ impl UnitCodec {
         };
         let only = match &description.staged {
             Earlier::Of(job) => Some(job.as_str()),
-            Earlier::OfAll | Earlier::None => None,
+            Earlier::OfAll => None,
         };
-        let staged = match &description.staged {
-            Earlier::None => Staged::default(),
-            Earlier::OfAll | Earlier::Of(_) => {
-                let columns: Vec<&Column> = columns.iter().collect();
-                Staged::find(&database, &table, &columns, only).await?
-            }
-        };
+        let wanted: Vec<&Column> = columns.iter().collect();
+        let staged = Staged::find(&database, &table, &wanted, only).await?;
         let staging = Staging::new(Arc::clone(&database), &table, &columns, &description.job);
         let work = Work {
             job: description.job.clone(),

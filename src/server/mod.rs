@@ -243,8 +243,7 @@ impl Server {
 
     /// The URL by which executors reach the scheduler, if it owns a cluster.
     pub fn cluster_url(&self) -> Option<String> {
-        let scheduler = self.scheduler.as_ref()?;
-        Some(format!("df://{}", scheduler.address()))
+        self.scheduler.as_ref().map(Scheduler::url)
     }
 
     /// The first session on its database, from which those of clients are made.

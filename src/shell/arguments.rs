@@ -295,7 +295,7 @@ pub(super) async fn limit_memory(context: &SessionContext, limit: Option<u64>) -
 }
 
 /// What stands where the database does, but can't be opened by this release.
-pub(super) fn unavailable(database: &str) -> Option<Error> {
+pub(super) fn misplaced_subcommand(database: &str) -> Option<Error> {
     if database == executor::NAME {
         return Some(
             Error::invalid("executor is a subcommand: it comes first, then its options").with_hint(
@@ -589,15 +589,15 @@ mod tests {
     }
 
     #[test]
-    fn words_of_a_later_release_are_not_available() {
-        for word in ["server", "executor", "grpc://localhost:1"] {
-            let error = unavailable(word).unwrap();
-            assert_eq!(error.kind(), ErrorKind::NotAvailable);
-            assert!(error.message().contains("not available yet"), "{error}");
+    fn subcommands_come_first() {
+        for word in ["server", "executor", "serve-refresh"] {
+            let error = misplaced_subcommand(word).unwrap();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput);
+            assert!(error.message().contains("comes first"), "{error}");
             assert!(error.hint().is_some());
         }
-        for folder in ["./server", "servers", "s3://server"] {
-            assert!(unavailable(folder).is_none());
+        for folder in ["./server", "servers", "s3://server", "grpc://localhost:1"] {
+            assert!(misplaced_subcommand(folder).is_none());
         }
     }
 }

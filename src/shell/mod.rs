@@ -35,7 +35,7 @@ mod server;
 mod signals;
 mod target;
 
-use arguments::{Arguments, Input, unavailable};
+use arguments::{Arguments, Input, misplaced_subcommand};
 use interrupt::Interrupts;
 use runner::{Halt, Runner};
 use target::Target;
@@ -70,7 +70,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>, builder: HeadwaterBuilder) 
     // A subcommand has arguments of its own, which must not be taken for wrong ones of ours.
     if let Some(error) = args
         .get(1)
-        .and_then(|arg| unavailable(&arg.to_string_lossy()))
+        .and_then(|arg| misplaced_subcommand(&arg.to_string_lossy()))
     {
         report(&error);
         return ExitCode::FAILURE;
@@ -101,7 +101,7 @@ fn log_to_stderr() {
 }
 
 fn start(arguments: &Arguments, builder: HeadwaterBuilder) -> Result<ExitCode> {
-    if let Some(error) = unavailable(&arguments.database) {
+    if let Some(error) = misplaced_subcommand(&arguments.database) {
         return Err(error);
     }
     let server = arguments.server_options()?;

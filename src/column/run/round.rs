@@ -19,7 +19,7 @@ use super::Run;
 use crate::column::assess::{Column, Rows, rows_changed};
 use crate::column::commit::{Committer, Outcome, Written};
 use crate::column::plan::{Pass, Unit};
-use crate::column::refresh::{CHECKPOINT_INTERVAL, COMMIT_EVERY, COMMIT_INTERVAL};
+use crate::column::refresh::{Admission, CHECKPOINT_INTERVAL, COMMIT_EVERY, COMMIT_INTERVAL};
 use crate::column::remote::{self, run_units};
 use crate::column::staged::{Staged, Staging};
 use crate::column::state::ColumnState;
@@ -309,12 +309,13 @@ impl Flight<'_> {
             work: Arc::clone(&self.work),
             batches: settings.batches,
             fixed_batches: settings.fixed_batches,
-            staged: match (self.work.staged.is_empty(), is_forced) {
-                (true, _) => remote::Earlier::None,
-                (false, true) => remote::Earlier::Of(self.work.job.clone()),
-                (false, false) => remote::Earlier::OfAll,
+            // Of the job itself there may be more when a unit begins: an executor that was lost has left checkpoints.
+            staged: match self.work.staged.is_empty() || is_forced {
+                true => remote::Earlier::Of(self.work.job.clone()),
+                false => remote::Earlier::OfAll,
             },
             pool: settings.pool.clone(),
+            waits: settings.admission == Admission::Off,
         }
     }
 

@@ -79,6 +79,8 @@ pub struct Purpose {
     pub job: Option<String>,
     /// Executors that may run it: those with this label; `None`: those without.
     pub pool: Option<String>,
+    /// Whether it may wait in the scheduler for an executor, however long; otherwise it fails where there is none.
+    pub waits: bool,
 }
 
 impl Purpose {
@@ -203,7 +205,9 @@ impl Cluster {
                 "a plan is too large to be sent to a cluster",
             ));
         }
-        self.admit(purpose.pool.as_deref()).await?;
+        if !purpose.waits {
+            self.admit(purpose.pool.as_deref()).await?;
+        }
         let mut settings: Vec<KeyValuePair> = config.to_key_value_pairs();
         settings.retain(|pair| pair.key != BALLISTA_JOB_NAME);
         settings.push(KeyValuePair {
@@ -233,6 +237,7 @@ impl Cluster {
             id,
             is_over: false,
             pool: purpose.pool.clone(),
+            waits: purpose.waits,
         })
     }
 
@@ -330,6 +335,7 @@ pub struct Submitted {
     id: String,
     is_over: bool,
     pool: Option<String>,
+    waits: bool,
 }
 
 impl fmt::Debug for Submitted {
@@ -384,7 +390,7 @@ impl Submitted {
                     }
                 }
             }
-            if looked.elapsed() > LOOKS {
+            if !self.waits && looked.elapsed() > LOOKS {
                 looked = Instant::now();
                 self.look_for_executors(&mut lonely_since).await?;
             }
@@ -554,6 +560,7 @@ mod tests {
         let purpose = Purpose {
             job: Some("j".to_string()),
             pool: Some("gpu".to_string()),
+            waits: false,
         };
         assert_eq!(Purpose::parse(&purpose.name()), ("j", Some("gpu")));
         assert_eq!(Purpose::parse(&Purpose::default().name()), ("", None));

@@ -59,6 +59,9 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 const NAMED_CONSUMERS: usize = 5;
 /// Stack of a thread that computes, in bytes. Planning recurses with the depth of a query.
 const STACK: usize = 16 << 20;
+/// Ports that are taken where none is wanted, and how many are tried.
+const PORTS: (u16, u16) = (20_000, 32_000);
+const TRIED_PORTS: usize = 50;
 /// How long tasks may go on when an executor is told to end.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -246,7 +249,11 @@ pub async fn run(
     let why: Result<()> = tokio::select! {
         () = reporting => Ok(()),
         _ = stop.wait_for(|stop| *stop) => Ok(()),
-        _ = told_to_stop.recv() => Ok(()),
+        _ = told_to_stop.recv() => Err(Error::new(
+            ErrorKind::Cluster,
+            "the scheduler has told this executor to end: it counted as lost",
+        )
+        .with_hint("start it again; --executor-timeout of the server says after which silence")),
         ended = tasks => Err(Error::new(
             ErrorKind::Cluster,
             format!("the port for tasks is closed: {ended:?}"),
@@ -329,15 +336,32 @@ fn serve_results(
 }
 
 /// A port that is free; `wanted` if it is not 0.
+///
+/// Ballista binds it later. So it is none of those that systems give to connections by themselves.
 fn free_port(bind: IpAddr, wanted: u16) -> Result<u16> {
-    let listener = TcpListener::bind((bind, wanted)).and_then(|listener| listener.local_addr());
-    listener.map(|address| address.port()).map_err(|error| {
+    let free = |port: u16| TcpListener::bind((bind, port)).map(|_| port);
+    let mut found = free(match wanted {
+        0 => any_port(),
+        wanted => wanted,
+    });
+    for _ in 0..TRIED_PORTS {
+        if wanted == 0 && found.is_err() {
+            found = free(any_port());
+        }
+    }
+    found.map_err(|error| {
         Error::new(
             ErrorKind::Cluster,
             format!("can't listen at {bind}:{wanted}: {error}"),
         )
         .with_source(error)
     })
+}
+
+fn any_port() -> u16 {
+    let (low, high) = PORTS;
+    let random = Uuid::new_v4().as_u128() % u128::from(high - low);
+    low + u16::try_from(random).unwrap_or(0)
 }
 
 /// Host, port and address of a scheduler.

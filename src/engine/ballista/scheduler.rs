@@ -68,6 +68,7 @@ pub struct Settings {
 /// A scheduler that runs. Dropping it ends it.
 pub struct Scheduler {
     address: SocketAddr,
+    external_host: String,
     board: Board,
     tasks: JoinSet<()>,
 }
@@ -180,6 +181,7 @@ impl Scheduler {
         });
         Ok(Self {
             address,
+            external_host: settings.external_host,
             board,
             tasks,
         })
@@ -188,6 +190,11 @@ impl Scheduler {
     /// Where it is.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The URL by which executors reach it.
+    pub fn url(&self) -> String {
+        format!("df://{}:{}", self.external_host, self.address.port())
     }
 
     /// What executors report.

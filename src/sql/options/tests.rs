@@ -59,7 +59,7 @@ fn unknown_options_name_the_known_ones() {
     assert_eq!(
         error.hint(),
         Some(
-            "did you mean 'concurrency'? its options are concurrency, batch_rows, max_batch_rows, batch_bytes, commit_every, commit_interval, checkpoint_interval, max_fragments, skip_fragments, version, max_calls, max_seconds, timeout"
+            "did you mean 'concurrency'? its options are concurrency, batch_rows, max_batch_rows, batch_bytes, commit_every, commit_interval, checkpoint_interval, max_fragments, skip_fragments, version, max_calls, max_seconds, timeout, pool, admission, admission_timeout"
         )
     );
     let error = OptimizeOptions::read(&given("(zzzzzzzz = 2)")).unwrap_err();
