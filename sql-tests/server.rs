@@ -274,7 +274,7 @@ async fn much() -> Outcome<()> {
     let client = headwater::client::Client::connect(&url, &Default::default()).await?;
     client.execute("SELECT 1").await?.collect().await?;
     let before = most_memory(server.id())?;
-    let query = "SELECT value, repeat('x', 500) AS text FROM generate_series(1, 300000)";
+    let query = "SELECT value, repeat('x', 500) AS text FROM generate_series(1, 1500000)";
     let mut rows = client.execute(query).await?;
     let (mut count, mut bytes) = (0, 0);
     while let Some(batch) = rows.try_next().await? {
@@ -282,7 +282,8 @@ async fn much() -> Outcome<()> {
         bytes += batch.get_array_memory_size();
     }
     let grown = most_memory(server.id())?.saturating_sub(before);
-    if count != 300_000 || bytes < 100 << 20 || grown > 64 << 20 {
+    // Some batches are on their way, the more the faster the machine; what is held back would be five times as much.
+    if count != 1_500_000 || bytes < 700 << 20 || grown > 200 << 20 {
         return Err(format!("{count} rows, {bytes} bytes, the server grew by {grown}").into());
     }
     // A client that takes the first rows only ends the query.
