@@ -37,17 +37,6 @@ pub struct Computation {
 }
 
 impl Computation {
-    /// Names of the stored columns that are read: inputs, and old values where rows keep them.
-    pub fn columns_read(&self) -> BTreeSet<String> {
-        let inputs = self.columns.iter().flat_map(|column| &column.inputs);
-        let inputs = inputs.map(|input| input.name.clone());
-        let mut read: BTreeSet<String> = inputs.collect();
-        if self.keeps_values {
-            read.extend(self.columns.iter().map(|column| column.name().to_string()));
-        }
-        read
-    }
-
     /// The physical plan: scan the inputs, compute, write a file a unit. `work` is the job that it
     /// is for, if it is to be run.
     pub async fn physical_plan(
@@ -58,7 +47,9 @@ impl Computation {
         split: Arc<HashMap<u64, SplitFile>>,
         work: Option<Arc<Work>>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let mut columns: Vec<String> = self.columns_read().into_iter().collect();
+        let mut columns: Vec<String> = columns_read(&self.columns, self.keeps_values)
+            .into_iter()
+            .collect();
         columns.push(ROW_ADDRESS.to_string());
         let dataset = Arc::clone(&self.table.dataset);
         let mut description = ScanDescription::new(&dataset);
@@ -149,6 +140,21 @@ impl Computation {
         }
         Ok(windows)
     }
+}
+
+/// Names of the stored columns that are read: inputs, and old values where rows keep them.
+pub(super) fn columns_read<'a>(
+    columns: impl IntoIterator<Item = &'a Column>,
+    keeps_values: bool,
+) -> BTreeSet<String> {
+    let mut read = BTreeSet::new();
+    for column in columns {
+        read.extend(column.inputs.iter().map(|input| input.name.clone()));
+        if keeps_values {
+            read.insert(column.name().to_string());
+        }
+    }
+    read
 }
 
 /// The bytes of the blob that `expression` describes.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::assess::{Assessment, Column, REQUESTED_FULL, Rows};
-use super::computation::Computation;
+use super::computation::{Computation, columns_read};
 use crate::database::Table;
 use crate::storage::RowSet;
 use crate::storage::blob::is_blob;
@@ -330,7 +330,10 @@ impl Pass {
 
     /// Names of the stored columns that are read: inputs, and old values where rows keep them.
     pub fn columns_read(&self) -> BTreeSet<String> {
-        self.computation().columns_read()
+        columns_read(
+            self.tasks.iter().map(|task| &task.column),
+            self.keeps_values,
+        )
     }
 
     /// Bytes that will probably be read and written: rows × the width of the columns' types.

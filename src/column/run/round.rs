@@ -18,6 +18,7 @@ use tokio::task::JoinHandle;
 use super::Run;
 use crate::column::assess::{Column, Rows, rows_changed};
 use crate::column::commit::{Committer, Outcome, Written};
+use crate::column::computation::Computation;
 use crate::column::plan::{Pass, Unit};
 use crate::column::refresh::{Admission, CHECKPOINT_INTERVAL, COMMIT_EVERY, COMMIT_INTERVAL};
 use crate::column::remote::{self, run_units};
@@ -138,6 +139,7 @@ impl Run {
             pinning: Some(pinning),
             run: self,
             pass,
+            computation,
             work,
             committer,
             done: whole,
@@ -255,6 +257,8 @@ struct Flight<'a> {
     pinning: Option<JoinHandle<Result<bool>>>,
     run: &'a mut Run,
     pass: &'a Pass,
+    /// What computes its columns.
+    computation: Computation,
     work: Arc<Work>,
     committer: Committer,
     /// Fragments that wait for a commit.
@@ -294,8 +298,7 @@ impl Flight<'_> {
         let work = Some(Arc::clone(&self.work));
         let state = &self.run.environment.state;
         let batches = self.run.settings().batches;
-        self.pass
-            .computation()
+        self.computation
             .physical_plan(state, batches, units, split, work)
             .await
     }
@@ -305,7 +308,7 @@ impl Flight<'_> {
         let settings = self.run.settings();
         let is_forced = self.run.request.is_forced();
         remote::Round {
-            computation: self.pass.computation(),
+            computation: self.computation.clone(),
             work: Arc::clone(&self.work),
             batches: settings.batches,
             fixed_batches: settings.fixed_batches,

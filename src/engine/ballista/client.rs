@@ -151,17 +151,14 @@ impl Cluster {
 
     /// Tasks that it runs at once for `pool`.
     pub async fn slots(&self, pool: Option<&str>) -> Result<usize> {
-        let executors = self.executors().await?;
-        let slots = eligible(&executors, pool).map(|seen| seen.executor.slots as usize);
-        Ok(slots.sum())
+        Ok(slots_for(&self.executors().await?, pool))
     }
 
     /// Tasks that it runs at once for work without a pool, as far as that is known.
     pub fn known_slots(&self) -> Option<usize> {
         let seen = self.0.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let (_, executors) = seen.as_ref()?;
-        let slots = eligible(executors, None).map(|seen| seen.executor.slots as usize);
-        Some(slots.sum()).filter(|slots| *slots > 0)
+        Some(slots_for(executors, None)).filter(|slots| *slots > 0)
     }
 
     /// Fails if no executor can run work for `pool`.
@@ -181,8 +178,12 @@ impl Cluster {
         }
     }
 
-    /// Whether `plan` can be written for other processes.
-    pub(super) fn can_send(&self, plan: &Arc<dyn ExecutionPlan>) -> Result<Vec<u8>> {
+    /// `plan` as it is sent.
+    ///
+    /// # Errors
+    ///
+    /// If a node or an expression of it can't be written.
+    pub(super) fn write(&self, plan: &Arc<dyn ExecutionPlan>) -> Result<Vec<u8>> {
         let node = PhysicalPlanNode::try_from_physical_plan(Arc::clone(plan), &self.0.codec)?;
         let mut bytes = Vec::new();
         node.try_encode(&mut bytes)?;
@@ -252,7 +253,7 @@ impl Cluster {
         config: &SessionConfig,
         purpose: &Purpose,
     ) -> Result<Vec<RecordBatch>> {
-        let mut submitted = self.submit(self.can_send(&plan)?, config, purpose).await?;
+        let mut submitted = self.submit(self.write(&plan)?, config, purpose).await?;
         let mut rows = Vec::new();
         for location in submitted.wait().await? {
             let fetched = submitted.fetch(location).await?;
@@ -295,6 +296,11 @@ pub(super) fn eligible<'a>(
         Some(pool) => seen.executor.label.as_deref() == Some(pool),
         None => !any_plain || is_plain(seen),
     })
+}
+
+fn slots_for(executors: &[Seen], pool: Option<&str>) -> usize {
+    let slots = eligible(executors, pool).map(|seen| seen.executor.slots as usize);
+    slots.sum()
 }
 
 fn nobody(executors: &[Seen], pool: Option<&str>) -> Error {
@@ -360,29 +366,25 @@ impl Submitted {
             let asked = GetJobStatusParams {
                 job_id: self.id.clone(),
             };
-            match self.cluster.scheduler().get_job_status(asked).await {
-                Ok(answer) => {
-                    let status = answer.into_inner().status.and_then(|status| status.status);
-                    match status {
-                        Some(Status::Failed(failed)) => {
-                            self.is_over = true;
-                            return Err(task_error(&failed.error));
-                        }
-                        Some(Status::Successful(successful)) => {
-                            self.is_over = true;
-                            return Ok(successful.partition_location);
-                        }
-                        Some(_) => silent_since = None,
-                        None => {
-                            let since: Instant = *silent_since.get_or_insert_with(Instant::now);
-                            if since.elapsed() > UNKNOWN {
-                                return Err(self.cluster.away(&tonic::Status::not_found(
-                                    "it was restarted, and does not know the plan any more",
-                                )));
-                            }
-                        }
-                    }
+            let answer = self.cluster.scheduler().get_job_status(asked).await;
+            let known = answer.and_then(|answer| {
+                let status = answer.into_inner().status.and_then(|status| status.status);
+                status.ok_or_else(|| {
+                    tonic::Status::not_found(
+                        "it was restarted, and does not know the plan any more",
+                    )
+                })
+            });
+            match known {
+                Ok(Status::Failed(failed)) => {
+                    self.is_over = true;
+                    return Err(task_error(&failed.error));
                 }
+                Ok(Status::Successful(successful)) => {
+                    self.is_over = true;
+                    return Ok(successful.partition_location);
+                }
+                Ok(_) => silent_since = None,
                 Err(status) => {
                     let since: Instant = *silent_since.get_or_insert_with(Instant::now);
                     if since.elapsed() > UNKNOWN {
@@ -401,7 +403,7 @@ impl Submitted {
 
     /// Fails if there has been nobody for a while who could do the work.
     async fn look_for_executors(&self, lonely_since: &mut Option<Instant>) -> Result<()> {
-        // Where the server does not answer the stream of statuses ends, too.
+        // Whether the server answers is looked after where the status is asked for.
         let Ok(executors) = self.cluster.executors().await else {
             return Ok(());
         };

@@ -28,8 +28,6 @@ pub(super) struct ClusterExec {
     /// The plan as it was planned, to be shown.
     plan: Arc<dyn ExecutionPlan>,
     /// The plan as it is sent.
-    sent: Arc<dyn ExecutionPlan>,
-    /// The same, written.
     bytes: Arc<Vec<u8>>,
     /// It on its way: once for all partitions.
     running: Arc<OnceCell<Running>>,
@@ -46,12 +44,11 @@ struct Running {
 }
 
 impl ClusterExec {
-    /// Runs `sent`, which is `plan` as `bytes`.
+    /// Runs `plan`, which is sent as `bytes`.
     pub(super) fn new(
         cluster: Cluster,
         config: SessionConfig,
         plan: Arc<dyn ExecutionPlan>,
-        sent: Arc<dyn ExecutionPlan>,
         bytes: Vec<u8>,
     ) -> Self {
         let properties = Arc::clone(plan.properties());
@@ -59,7 +56,6 @@ impl ClusterExec {
             cluster,
             config,
             plan,
-            sent,
             bytes: Arc::new(bytes),
             running: Arc::default(),
             properties,
@@ -125,7 +121,6 @@ impl ExecutionPlan for ClusterExec {
             config: self.config.clone(),
             properties: Arc::clone(plan.properties()),
             plan,
-            sent: Arc::clone(&self.sent),
             bytes: Arc::clone(&self.bytes),
             running: Arc::default(),
             metrics: ExecutionPlanMetricsSet::new(),

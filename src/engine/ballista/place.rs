@@ -125,12 +125,11 @@ fn finish(
     let Some(sent) = sent.filter(|_| reads) else {
         return Ok(plan);
     };
-    match cluster.can_send(&sent) {
+    match cluster.write(&sent) {
         Ok(bytes) => Ok(Arc::new(ClusterExec::new(
             cluster.clone(),
             config.clone(),
             plan,
-            sent,
             bytes,
         ))),
         Err(error) => {
