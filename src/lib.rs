@@ -55,6 +55,7 @@ pub mod session;
 pub mod shell;
 pub mod sql;
 pub mod storage;
+mod tls;
 pub mod view;
 
 pub use error::{Error, ErrorKind, Result, nearest};

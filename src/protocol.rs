@@ -190,13 +190,6 @@ pub fn error(status: &Status) -> Option<Error> {
     })
 }
 
-/// Decides which cryptography TLS uses in this process, before any connection with it: the libraries below bring two,
-/// and choose neither.
-pub(crate) fn choose_cryptography() {
-    // A program that uses this crate may have decided.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-}
-
 /// Reads a file that a setting names.
 pub(crate) fn read(path: &Path, what: &str) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(|error| {

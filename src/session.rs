@@ -41,6 +41,7 @@ use crate::sql::types::TypeNames;
 use crate::storage::keys::KeyFunctions;
 use crate::storage::scan::ScanCodec;
 use crate::storage::{Root, StoreSettings, open};
+use crate::view::calls::CallCodec;
 use crate::view::functions::ViewFunctions;
 use crate::{Error, Result, view};
 
@@ -182,6 +183,15 @@ impl Headwater {
         })
     }
 
+    /// The cluster that work is given to; `None` if it is done in this process.
+    pub(crate) fn cluster(&self) -> Option<Arc<Cluster>> {
+        self.context()
+            .state_ref()
+            .read()
+            .config()
+            .get_extension::<Cluster>()
+    }
+
     /// The same session for one statement of several that run at once: [`take_notices`](Self::take_notices) and
     /// [`Jobs::begun`] tell of this statement only.
     pub fn for_statement(&self) -> Self {
@@ -263,6 +273,7 @@ impl HeadwaterBuilder {
         let codecs = Codecs::default()
             .with_nodes(Arc::new(ScanCodec::new(wrapper.clone())))
             .with_nodes(Arc::new(UnitCodec::new(opener)))
+            .with_nodes(Arc::new(CallCodec))
             .with_functions(Arc::new(KeyFunctions))
             .with_functions(Arc::new(BlobFunctions::new(wrapper)))
             .with_functions(Arc::new(ViewFunctions));

@@ -43,6 +43,7 @@ pub use url::is_server;
 
 use crate::error::causes;
 use crate::protocol::{self, SESSION_COOKIE, StatementState, read};
+use crate::tls::choose_cryptography;
 use crate::{Error, ErrorKind, Result};
 use url::ServerUrl;
 
@@ -121,7 +122,7 @@ impl Client {
             .initial_connection_window_size(WINDOWS.1)
             .http2_max_header_list_size(HEADER_BYTES);
         if parsed.is_encrypted {
-            protocol::choose_cryptography();
+            choose_cryptography();
             endpoint = endpoint.tls_config(tls(options)?).map_err(|error| {
                 Error::invalid(format!(
                     "the certificates can't be used: {}",

@@ -13,6 +13,7 @@ use super::plan::{BatchSize, Limits, Pass, Wanted, passes};
 use crate::database::definition::ComputedColumn;
 use crate::database::name::TableName;
 use crate::database::{Database, Table};
+use crate::job::admission::Placement;
 use crate::storage::RowSet;
 use crate::{Error, Result};
 
@@ -70,28 +71,10 @@ pub struct Settings {
     pub timeout: Option<Duration>,
     /// The version of the table to read; `None` for the newest.
     pub version: Option<u64>,
-    /// Executors of a cluster that compute: those with this label; `None` for those without.
-    #[serde(default)]
-    pub pool: Option<String>,
-    /// What becomes of a job for which there is no executor.
-    #[serde(default)]
-    pub admission: Admission,
+    /// Executors that it wants.
+    #[serde(flatten)]
+    pub placement: Placement,
 }
-
-/// What becomes of a job for which a cluster has no executor.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Admission {
-    /// It fails at once.
-    #[default]
-    Strict,
-    /// It waits for one, so long at most.
-    Wait(Duration),
-    /// Nobody looks: its units wait in the scheduler.
-    Off,
-}
-
-/// How long a job waits for an executor unless it is said.
-pub const ADMISSION_TIMEOUT: Duration = Duration::from_secs(600);
 
 impl Settings {
     /// What of a pass is left to others.

@@ -9,10 +9,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
-use backon::{ExponentialBuilder, Retryable};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray};
@@ -33,7 +32,6 @@ use uuid::Uuid;
 use super::assess::{Column, Rows};
 use super::computation::Computation;
 use super::plan::{BatchSize, Unit};
-use super::refresh::Admission;
 use super::staged::{Staged, Staging};
 use super::work::{Pace, Work};
 use super::write::{WrittenUnit, written_units};
@@ -44,6 +42,7 @@ use crate::engine::function::{read_function, write_function};
 use crate::engine::units::{self, Units};
 use crate::engine::wire::{find_error, write_error};
 use crate::function::is_users;
+use crate::job::admission::until_done;
 use crate::job::counters::{Counters, Reading};
 use crate::job::environment::Environment;
 use crate::job::signal::{Signal, Signaller};
@@ -55,8 +54,6 @@ use crate::{Error, ErrorKind, Result};
 const KIND: &str = "column unit";
 /// How often a driver asks how far its units are, and says what its job is told.
 const INQUIRIES: Duration = Duration::from_millis(200);
-/// How often a unit is given to the cluster again that the cluster is to blame for.
-const ATTEMPTS: usize = 4;
 
 /// A unit as it is sent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -126,9 +123,8 @@ pub(super) struct Round {
     pub(super) fixed_batches: bool,
     /// Results of earlier runs that are used.
     pub(super) staged: Earlier,
-    pub(super) pool: Option<String>,
-    /// Whether units may wait for an executor in the scheduler, however long.
-    pub(super) waits: bool,
+    /// Whose work it is.
+    pub(super) purpose: Purpose,
 }
 
 /// Has `units` computed by a cluster, `concurrency` at once. No more are begun when `go_on` says so. Dropping the
@@ -171,12 +167,8 @@ pub(super) fn run_units(
                     );
                     let node = DeferredExec::new(KIND, bytes, output_schema(), vec![Some(1)])
                         .with_text(text);
-                    let purpose = Purpose {
-                        job: Some(round.work.job.clone()),
-                        pool: round.pool.clone(),
-                        waits: round.waits,
-                    };
-                    let outcome = cluster.run(Arc::new(node), &config, &purpose).await?;
+                    let outcome = cluster.run(Arc::new(node), &config, &round.purpose);
+                    let outcome = outcome.await?;
                     let outcome = read_outcome(&outcome)?;
                     watched.end(&outcome.counted);
                     match (outcome.file, outcome.error) {
@@ -186,18 +178,7 @@ pub(super) fn run_units(
                         (None, None) => Err(Error::internal("a unit gave neither file nor error")),
                     }
                 };
-                let retries = ExponentialBuilder::default()
-                    .with_min_delay(Duration::from_millis(200))
-                    .with_max_times(ATTEMPTS - 1);
-                let may_help = |error: &Error| {
-                    error.kind() == ErrorKind::Cluster
-                        && !matches!(round.work.signal.now(), Signal::Stop(_))
-                };
-                attempt
-                    .retry(retries)
-                    .when(may_help)
-                    .notify(|error, _| log::warn!("a unit is given out again: {error}"))
-                    .await
+                until_done(&round.work.signal, attempt).await
             }
         })
         .buffer_unordered(concurrency.max(1))
@@ -252,45 +233,6 @@ impl Round {
     }
 }
 
-/// Waits until there is an executor for `pool`, as long as `admission` says; meanwhile the work that is left is demand that
-/// an autoscaler sees.
-pub(super) async fn admitted(
-    cluster: &Cluster,
-    job: &str,
-    pool: Option<&str>,
-    admission: Admission,
-    units: usize,
-) -> Result<()> {
-    let began = Instant::now();
-    let patience = match admission {
-        Admission::Off => return Ok(()),
-        Admission::Strict => Duration::ZERO,
-        Admission::Wait(patience) => patience,
-    };
-    loop {
-        let Err(error) = cluster.admit(pool).await else {
-            return Ok(());
-        };
-        if began.elapsed() >= patience {
-            return Err(match patience.is_zero() {
-                true => error,
-                false => error.context(format!("waited {patience:?} for an executor")),
-            });
-        }
-        let inquiry = Inquiry {
-            units: BTreeMap::new(),
-            demand: Some(Demand {
-                job: job.to_string(),
-                pool: pool.map(str::to_string),
-                units: units as u64,
-            }),
-        };
-        // Whether it is heard does not matter: it is said again.
-        let _ = cluster.inquire(&inquiry).await;
-        tokio::time::sleep(INQUIRIES).await;
-    }
-}
-
 /// The users' functions that columns call.
 fn described_functions(columns: &[Column], codecs: &Codecs) -> Result<BTreeMap<String, String>> {
     let mut functions = BTreeMap::new();
@@ -335,7 +277,11 @@ impl Watch {
     fn begin(cluster: Arc<Cluster>, round: &Round, units: usize) -> Self {
         let work = &round.work;
         let left = Arc::new(AtomicU64::new(units as u64));
-        let (job, pool, units_left) = (work.job.clone(), round.pool.clone(), Arc::clone(&left));
+        let (job, pool, units_left) = (
+            work.job.clone(),
+            round.purpose.pool.clone(),
+            Arc::clone(&left),
+        );
         let readings: Arc<Mutex<BTreeMap<String, Reading>>> = Arc::default();
         let mut task = JoinSet::new();
         let (watched, counters, signal) = (

@@ -17,9 +17,7 @@ use super::assess::Rows;
 use super::commit::Committer;
 use super::mirror::{mirror_states, needed_versions};
 use super::plan::{Limits, Pass, Wanted};
-use super::refresh::{
-    Admission, ColumnReport, RanPass, Refresh, Settings, load_columns, order, plan_pass,
-};
+use super::refresh::{ColumnReport, RanPass, Refresh, Settings, load_columns, order, plan_pass};
 use super::staged::discard;
 use crate::database::Table;
 use crate::job::counters::Count;
@@ -88,7 +86,7 @@ pub async fn begin(environment: &Environment, request: &Refresh) -> Result<Begun
             notices: Vec::new(),
         }));
     }
-    check_pool(environment, &request.settings).await?;
+    request.settings.placement.check(environment).await?;
     let mut tasks = planned.iter().flat_map(|pass| &pass.tasks);
     let first = tasks.find(|task| task.rows > 0);
     let job = JobRequest {
@@ -118,22 +116,6 @@ pub async fn begin(environment: &Environment, request: &Refresh) -> Result<Begun
         )
         .await?;
     Ok(Begun::Job(attached))
-}
-
-/// Fails, before there is a job, if nobody can do its work and it shall not wait.
-async fn check_pool(environment: &Environment, settings: &Settings) -> Result<()> {
-    let pool = settings.pool.as_deref();
-    match (environment.cluster(), pool, settings.admission) {
-        (_, _, Admission::Off) | (None, None, _) | (Some(_), _, Admission::Wait(_)) => Ok(()),
-        (Some(cluster), pool, Admission::Strict) => cluster.admit(pool).await,
-        (None, Some(pool), _) => Err(Error::new(
-            ErrorKind::Cluster,
-            format!("there is no executor with label '{pool}': statements run in this process"),
-        )
-        .with_hint(
-            "leave 'pool' out, or use a cluster: headwater server --cluster-bind, and headwater executor",
-        )),
-    }
 }
 
 /// A refresh that reads an older version must not lead behind what the columns reflect already.

@@ -81,9 +81,14 @@ impl Pace {
     /// As many as take a quarter of a second, or of `checkpoint_interval` if that is short. Begins with
     /// one row: nobody knows how long it takes.
     pub fn adaptive(checkpoint_interval: Duration) -> Self {
+        Self::of(EVALUATION.min(checkpoint_interval / 4))
+    }
+
+    /// As many as take so long.
+    pub fn of(target: Duration) -> Self {
         Self {
             rows: AtomicUsize::new(1),
-            target: Some(EVALUATION.min(checkpoint_interval / 4)),
+            target: Some(target),
         }
     }
 

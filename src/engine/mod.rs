@@ -20,7 +20,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
-use self::ballista::Security;
+use self::ballista::{Certificates, Security};
 use crate::{Error, ErrorKind, Result};
 
 /// Where plans run.
@@ -45,6 +45,18 @@ impl Engine {
             url: url.into(),
             security: Security::default(),
         }
+    }
+
+    /// The same for a cluster whose processes know one another by certificates.
+    ///
+    /// # Errors
+    ///
+    /// If a file can't be read, or can't be used for TLS.
+    pub fn ballista_with_tls(url: impl Into<String>, certificates: &Certificates) -> Result<Self> {
+        Ok(Self::Ballista {
+            url: url.into(),
+            security: Security::read(Some(certificates))?,
+        })
     }
 }
 

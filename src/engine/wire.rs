@@ -56,12 +56,12 @@ pub fn write_node(node: &DeferredExec, bytes: &mut Vec<u8>) -> Result<()> {
         schema: write_schema(&node.schema())?,
         rows: node.rows.clone(),
     };
-    write(&head, &node.description, bytes)
+    write_message(&head, &node.description, bytes)
 }
 
 /// Reads a node.
 pub fn read_node(bytes: &[u8]) -> Result<DeferredExec> {
-    let (head, description) = read::<NodeHead>(bytes)?;
+    let (head, description) = read_message::<NodeHead>(bytes)?;
     let schema = read_schema(&head.schema)?;
     Ok(
         DeferredExec::new(&head.kind, description.to_vec(), schema, head.rows)
@@ -76,12 +76,12 @@ pub fn write_function(kind: &str, description: &[u8], bytes: &mut Vec<u8>) -> Re
         kind: kind.to_string(),
         release: super::deferred::RELEASE.to_string(),
     };
-    write(&head, description, bytes)
+    write_message(&head, description, bytes)
 }
 
 /// Reads a function: its kind, and its description.
 pub fn read_function(bytes: &[u8]) -> Result<(String, &[u8])> {
-    let (head, description) = read::<FunctionHead>(bytes)?;
+    let (head, description) = read_message::<FunctionHead>(bytes)?;
     if head.release != super::deferred::RELEASE {
         return Err(Error::invalid(format!(
             "a function of headwater {} can't run in headwater {}",
@@ -92,7 +92,8 @@ pub fn read_function(bytes: &[u8]) -> Result<(String, &[u8])> {
     Ok((head.kind, description))
 }
 
-fn write(head: &impl Serialize, body: &[u8], bytes: &mut Vec<u8>) -> Result<()> {
+/// Writes a head, and what is behind it.
+pub fn write_message(head: &impl Serialize, body: &[u8], bytes: &mut Vec<u8>) -> Result<()> {
     let head = serde_json::to_vec(head)
         .map_err(|error| Error::internal(format!("a plan can't be written: {error}")))?;
     let length = u32::try_from(head.len())
@@ -105,7 +106,8 @@ fn write(head: &impl Serialize, body: &[u8], bytes: &mut Vec<u8>) -> Result<()> 
     Ok(())
 }
 
-fn read<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<(T, &'a [u8])> {
+/// Reads what [`write_message`] wrote.
+pub fn read_message<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<(T, &'a [u8])> {
     let broken = || Error::internal("a plan of another process can't be read");
     let rest = bytes.strip_prefix(MARK).ok_or_else(broken)?;
     let (format, rest) = rest.split_first().ok_or_else(broken)?;

@@ -4,6 +4,7 @@
 //! at a time. What it computes is staged in files before it is committed, so that a run that ends
 //! early, by whatever cause, loses little: the same statement goes on from there.
 
+pub mod admission;
 pub mod claim;
 pub mod clock;
 pub mod counters;

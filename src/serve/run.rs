@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use crate::column::refresh::{Refresh, Scope as ColumnScope, Settings};
 use crate::column::run::{self as columns, Refreshed};
 use crate::database::materialized_view::ViewDefinition;
+use crate::job::admission::Placement;
 use crate::job::environment::Environment;
 use crate::sql::format::quote_identifier;
 use crate::view::assess::Scope;
@@ -300,6 +301,8 @@ impl One {
             timeout: None,
             checkpoint_interval: None,
             on_error: OnError::default(),
+            concurrency: None,
+            placement: Placement::default(),
             statement: statement_of(&self.view),
         };
         let begun = begin(&self.environment, &request).await?;

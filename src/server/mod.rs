@@ -4,6 +4,7 @@
 //! - `access` looks at the token of each request, whatever service it is for,
 //! - `sessions` are those of clients, `statements` what they run,
 //! - `flight` is the protocol,
+//! - `http` says whether a process lives, and gives its figures,
 //! - `resume` goes on with jobs that an earlier process of it left.
 //!
 //! Statements run on workers of their own, so that the network is heard while all of them compute.
@@ -23,6 +24,7 @@
 
 mod access;
 mod flight;
+pub(crate) mod http;
 mod resume;
 mod sessions;
 pub mod settings;
@@ -48,17 +50,18 @@ use tonic::service::{InterceptorLayer, Routes, RoutesBuilder};
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 
-pub use settings::{ClusterSettings, Settings, SettingsFile};
+pub use settings::{ClusterSettings, Settings};
 
 use crate::engine::Engine;
 use crate::engine::ballista::scheduler::Scheduler;
 use crate::error::causes;
 use crate::job::signal::{Signal, Stop};
-use crate::protocol::choose_cryptography;
 use crate::session::{Headwater, HeadwaterBuilder};
+use crate::tls::choose_cryptography;
 use crate::{Error, ErrorKind, Result};
 use access::Access;
 use flight::Flight;
+use http::{Http, State, server_metrics};
 use resume::Resumer;
 use sessions::Sessions;
 use statements::Statements;
@@ -86,6 +89,7 @@ pub struct Server {
     access: Access,
     /// Of the cluster that it owns.
     scheduler: Option<Scheduler>,
+    http: Option<Http>,
     sessions: Arc<Sessions>,
     statements: Statements,
     tell: Arc<dyn Fn(&Report) + Send + Sync>,
@@ -193,13 +197,17 @@ impl Server {
             None => (builder, None),
             Some(cluster) => {
                 let scheduler = cluster.scheduler(settings.insecure).await?;
+                let security = scheduler.security.clone();
                 let scheduler = Scheduler::start(scheduler, builder.codecs()).await?;
                 // It is the first client of its own cluster.
                 let mut reached = scheduler.address();
                 if reached.ip().is_unspecified() {
                     reached.set_ip(Ipv4Addr::LOCALHOST.into());
                 }
-                let engine = Engine::ballista(format!("df://{reached}"));
+                let engine = Engine::Ballista {
+                    url: format!("df://{reached}"),
+                    security,
+                };
                 (builder.engine(engine), Some(scheduler))
             }
         };
@@ -212,6 +220,21 @@ impl Server {
         let mut routes = Routes::builder();
         routes
             .add_service(FlightServiceServer::new(flight).max_decoding_message_size(REQUEST_BYTES));
+        let http = match &settings.http_bind {
+            Some(bind) => {
+                let state = State::default();
+                let board = scheduler
+                    .as_ref()
+                    .map(|scheduler| scheduler.board().clone());
+                let (sessions, statements) = (Arc::clone(&sessions), statements.clone());
+                state.ready(move || {
+                    let jobs = sessions.base().jobs().running().len();
+                    server_metrics(board.as_ref(), sessions.count(), statements.running(), jobs)
+                });
+                Some(Http::serve(bind, state).await?)
+            }
+            None => None,
+        };
         Ok(Self {
             address,
             is_encrypted,
@@ -220,6 +243,7 @@ impl Server {
             routes,
             access: Access::new(settings.token.as_deref()),
             scheduler,
+            http,
             sessions,
             statements,
             tell: Arc::new(|_| {}),
@@ -244,6 +268,11 @@ impl Server {
     /// The URL by which executors reach the scheduler, if it owns a cluster.
     pub fn cluster_url(&self) -> Option<String> {
         self.scheduler.as_ref().map(Scheduler::url)
+    }
+
+    /// Where it answers by HTTP, if it does.
+    pub fn http_address(&self) -> Option<SocketAddr> {
+        self.http.as_ref().map(Http::address)
     }
 
     /// The first session on its database, from which those of clients are made.
@@ -285,6 +314,7 @@ impl Server {
             routes,
             access,
             scheduler,
+            http,
             sessions,
             statements,
             tell,
@@ -328,6 +358,10 @@ impl Server {
             });
         }
         statements.close();
+        // Whoever asks whether it is ready hears that it is not.
+        if let Some(http) = &http {
+            http.state().ending();
+        }
         interrupt(&sessions, &statements, &tell).await;
         resuming.abort();
         tidying.abort();

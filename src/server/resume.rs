@@ -13,6 +13,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
 use super::Report;
+use crate::engine::ballista::Cluster;
 use crate::job::record::JobState;
 use crate::session::Headwater;
 use crate::{Error, ErrorKind, Result};
@@ -21,6 +22,9 @@ use crate::{Error, ErrorKind, Result};
 const RHYTHM: Duration = Duration::from_secs(10);
 /// How often a job is tried that can't even begin.
 const ATTEMPTS: u32 = 3;
+
+/// How long executors have to find a server that was started again.
+const RETURN: Duration = Duration::from_secs(30);
 
 /// Goes on with interrupted jobs of servers, until it is dropped.
 pub(super) struct Resumer {
@@ -51,6 +55,9 @@ impl Resumer {
 
     /// Looks for jobs, and goes on with them.
     pub(super) async fn run(mut self) {
+        if let Some(cluster) = self.session.cluster() {
+            executors_come(&cluster).await;
+        }
         loop {
             if let Err(error) = self.look().await {
                 (self.tell)(&Report::Unreadable(error));
@@ -119,4 +126,14 @@ impl Resumer {
             }
         }
     }
+}
+
+/// Waits until there is an executor, but not for long: a job without one fails, and says so.
+async fn executors_come(cluster: &Cluster) {
+    let came = async {
+        while cluster.admit(None).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    let _ = tokio::time::timeout(RETURN, came).await;
 }

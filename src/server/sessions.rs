@@ -132,6 +132,11 @@ impl Sessions {
             .retain(|_, session| session.used.elapsed() < IDLE);
     }
 
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.lock().len()
+    }
+
     fn cookie(&self, metadata: &MetadataMap) -> Cookie {
         let headers = metadata.get_all("cookie");
         let id = headers.iter().find_map(|header| {

@@ -1,15 +1,13 @@
-//! What a server is told when it starts: by its command line, its environment and a file, in this order.
+//! What a server is told when it starts.
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use toml::{Table, Value};
-
-use crate::engine::ballista::{Security, scheduler};
+use crate::engine::ballista::{Certificates as ClusterCertificates, Security, scheduler};
 use crate::protocol::{DEFAULT_PORT, read};
-use crate::{Error, Result, nearest};
+use crate::{Error, Result};
 
 /// How a server listens and whom it lets in.
 #[derive(Clone, Default)]
@@ -24,8 +22,10 @@ pub struct Settings {
     pub tls_key: Option<PathBuf>,
     /// Only clients with a certificate that one of these vouches for are let in, PEM.
     pub tls_client_ca: Option<PathBuf>,
-    /// Whether it may listen to other machines without a token.
+    /// Whether it may listen to other machines without a token, and take executors from there without certificates.
     pub insecure: bool,
+    /// Where it answers by HTTP whether it lives, and with its figures, as `host:port`; `None` for nowhere.
+    pub http_bind: Option<String>,
     /// The cluster that it owns; `None` for a server that does all work itself.
     pub cluster: Option<ClusterSettings>,
 }
@@ -37,13 +37,18 @@ pub struct ClusterSettings {
     pub bind: String,
     /// The name that executors reach it by; that of `bind` if nothing is said.
     pub host: Option<String>,
-    /// After this silence an executor counts as lost, and what it did is done by others.
+    /// After this silence an executor counts as lost, and what it did is done by others. At least
+    /// [`ClusterSettings::LEAST_TIMEOUT`].
     pub executor_timeout: Duration,
+    /// How the processes of the cluster know one another; without it everything is open to whoever reaches the ports.
+    pub certificates: Option<ClusterCertificates>,
 }
 
 impl ClusterSettings {
     /// After this silence an executor counts as lost unless something else is said.
     pub const EXECUTOR_TIMEOUT: Duration = Duration::from_secs(60);
+    /// Executors say every 5 seconds that they live: after less silence living ones would be taken for lost.
+    pub const LEAST_TIMEOUT: Duration = Duration::from_secs(10);
 
     /// The settings of the scheduler.
     ///
@@ -52,11 +57,20 @@ impl ClusterSettings {
     /// If the address can't be understood, or others could reach it though they should not.
     pub(super) async fn scheduler(&self, insecure: bool) -> Result<scheduler::Settings> {
         let bind = resolve("--cluster-bind", &self.bind, "127.0.0.1:50060").await?;
-        if !insecure && !bind.ip().is_loopback() {
+        if self.executor_timeout < Self::LEAST_TIMEOUT {
+            return Err(Error::invalid(format!(
+                "--executor-timeout {:?} is less than {:?}",
+                self.executor_timeout,
+                Self::LEAST_TIMEOUT
+            ))
+            .with_hint("executors say every 5 seconds that they live"));
+        }
+        let security = Security::read(self.certificates.as_ref())?;
+        if !insecure && !security.is_on() && !bind.ip().is_loopback() {
             return Err(Error::invalid(format!(
                 "{bind} can be reached from other machines, and whoever reaches the scheduler can run anything on the cluster"
             ))
-            .with_hint("give --insecure, where a network lets only executors reach this port; or bind it to 127.0.0.1"));
+            .with_hint("give the cluster certificates with --cluster-ca, --cluster-certificate and --cluster-key; or give --insecure, where a network lets only executors reach this port"));
         }
         let host = match &self.host {
             Some(host) => host.clone(),
@@ -72,13 +86,13 @@ impl ClusterSettings {
             bind,
             external_host: host,
             executor_timeout: self.executor_timeout,
-            security: Security::default(),
+            security,
         })
     }
 }
 
 /// The address that `text` names.
-async fn resolve(option: &str, text: &str, example: &str) -> Result<SocketAddr> {
+pub(crate) async fn resolve(option: &str, text: &str, example: &str) -> Result<SocketAddr> {
     let addresses = tokio::net::lookup_host(text).await.map_err(|error| {
         Error::invalid(format!("{option} '{text}' is not an address: {error}"))
             .with_hint(format!("write host:port, such as {example}"))
@@ -150,131 +164,6 @@ impl Settings {
     }
 }
 
-/// The settings of a file. Their names are those of the command line, without the dashes before.
-#[derive(Default)]
-pub struct SettingsFile {
-    place: String,
-    table: Table,
-}
-
-impl fmt::Debug for SettingsFile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Its values may be secrets.
-        f.debug_struct("SettingsFile")
-            .field("place", &self.place)
-            .finish_non_exhaustive()
-    }
-}
-
-/// All names that a file may have.
-const NAMES: [&str; 13] = [
-    "database",
-    "bind",
-    "token",
-    "token-file",
-    "tls-certificate",
-    "tls-key",
-    "tls-client-ca",
-    "insecure",
-    "cluster-bind",
-    "cluster-host",
-    "executor-timeout",
-    "memory-limit",
-    "options",
-];
-
-impl SettingsFile {
-    /// Reads a file.
-    ///
-    /// # Errors
-    ///
-    /// If it can't be read, is not TOML, or has a name that is not a setting.
-    pub fn read(path: &Path) -> Result<Self> {
-        let bytes = read(path, "the settings file")?;
-        let place = path.display().to_string();
-        Self::parse(place, &String::from_utf8_lossy(&bytes))
-    }
-
-    fn parse(place: String, text: &str) -> Result<Self> {
-        let table: Table = text.parse().map_err(|error: toml::de::Error| {
-            let line = error
-                .span()
-                .map(|span| 1 + text[..span.start.min(text.len())].matches('\n').count());
-            let place = line.map_or(place.clone(), |line| format!("{place}:{line}"));
-            Error::invalid(format!(
-                "the settings file {place} is not TOML: {}",
-                error.message()
-            ))
-        })?;
-        for name in table.keys() {
-            if !NAMES.contains(&name.as_str()) {
-                let error = Error::invalid(format!("'{name}' in {place} is not a setting"));
-                return Err(match nearest(name, NAMES) {
-                    Some(near) => error.with_hint(format!("did you mean '{near}'?")),
-                    None => error.with_hint(format!("settings are {}", NAMES.join(", "))),
-                });
-            }
-        }
-        Ok(Self { place, table })
-    }
-
-    /// A setting that is text.
-    pub fn text(&self, name: &str) -> Result<Option<String>> {
-        match self.table.get(name) {
-            None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text.clone())),
-            Some(other) => Err(self.wrong(name, "text", other)),
-        }
-    }
-
-    /// A setting that is a path, from the folder of the working directory.
-    pub fn path(&self, name: &str) -> Result<Option<PathBuf>> {
-        Ok(self.text(name)?.map(PathBuf::from))
-    }
-
-    /// A setting that is true or false.
-    pub fn switch(&self, name: &str) -> Result<Option<bool>> {
-        match self.table.get(name) {
-            None => Ok(None),
-            Some(Value::Boolean(value)) => Ok(Some(*value)),
-            Some(other) => Err(self.wrong(name, "true or false", other)),
-        }
-    }
-
-    /// The options of the object store.
-    pub fn options(&self) -> Result<Vec<(String, String)>> {
-        let table = match self.table.get("options") {
-            None => return Ok(Vec::new()),
-            Some(Value::Table(table)) => table,
-            Some(other) => return Err(self.wrong("options", "a table", other)),
-        };
-        table
-            .iter()
-            .map(|(name, value)| {
-                let text = match value {
-                    Value::String(text) => text.clone(),
-                    Value::Boolean(value) => value.to_string(),
-                    Value::Integer(value) => value.to_string(),
-                    Value::Float(value) => value.to_string(),
-                    other => {
-                        return Err(self.wrong(&format!("options.{name}"), "a plain value", other));
-                    }
-                };
-                Ok((name.clone(), text))
-            })
-            .collect()
-    }
-
-    /// Values may be secrets: no error shows one.
-    fn wrong(&self, name: &str, wanted: &str, value: &Value) -> Error {
-        Error::invalid(format!(
-            "'{name}' in {} is of type {}, not {wanted}",
-            self.place,
-            value.type_str()
-        ))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -315,33 +204,5 @@ mod tests {
         };
         assert!(alone.certificates().is_err());
         assert!(Settings::default().certificates().unwrap().is_none());
-    }
-
-    #[test]
-    fn a_file_has_the_names_of_the_command_line() {
-        let text =
-            "bind = '0.0.0.0:1'\ninsecure = true\n[options]\nallow_http = true\naws_region = 'x'";
-        let file = SettingsFile::parse("s.toml".to_string(), text).unwrap();
-        assert_eq!(file.text("bind").unwrap().as_deref(), Some("0.0.0.0:1"));
-        assert_eq!(file.switch("insecure").unwrap(), Some(true));
-        assert_eq!(file.options().unwrap().len(), 2);
-        assert_eq!(file.text("token").unwrap(), None);
-    }
-
-    #[test]
-    fn slips_in_a_file_are_told() {
-        for (text, words) in [
-            ("bimd = 'x'", ["'bimd'", "'bind'"]),
-            ("tls_key = 'x'", ["'tls_key'", "'tls-key'"]),
-            ("\nbind = ", ["s.toml:2", "TOML"]),
-        ] {
-            let error = SettingsFile::parse("s.toml".to_string(), text)
-                .unwrap_err()
-                .to_string();
-            assert!(words.iter().all(|word| error.contains(word)), "{error}");
-        }
-        let file = SettingsFile::parse("s.toml".to_string(), "token = 5").unwrap();
-        let error = file.text("token").unwrap_err().to_string();
-        assert!(error.contains("token") && !error.contains('5'), "{error}");
     }
 }

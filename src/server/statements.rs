@@ -307,6 +307,11 @@ impl Statements {
         self.shared.running.load(Ordering::SeqCst) == 0 && !self.entries().values().any(is_of_use)
     }
 
+    /// Statements that run.
+    pub(super) fn running(&self) -> usize {
+        self.shared.running.load(Ordering::SeqCst)
+    }
+
     /// Where statements run.
     pub(super) fn workers(&self) -> &Handle {
         &self.shared.workers

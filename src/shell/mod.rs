@@ -32,6 +32,7 @@ mod runner;
 mod script;
 mod serve;
 mod server;
+mod settings_file;
 mod signals;
 mod target;
 

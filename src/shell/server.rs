@@ -10,10 +10,12 @@ use clap::Parser;
 
 use super::arguments::{StoreArguments, limit_memory, size};
 use super::serve::time;
+use super::settings_file::SettingsFile;
 use super::signals::{listen, now};
 use super::{no_runtime, report, runtime, say};
+use crate::engine::ballista::Certificates;
 use crate::protocol::read_token;
-use crate::server::{ClusterSettings, Server, Settings, SettingsFile};
+use crate::server::{ClusterSettings, Server, Settings};
 use crate::session::HeadwaterBuilder;
 use crate::{Error, Result};
 
@@ -39,6 +41,27 @@ Without a token that is everybody who can connect.
 SIGINT (Ctrl-C) and SIGTERM end it within seconds: jobs that run are interrupted, and go on when it is started again.
 The same after it was killed. A second signal ends it at once.
 Exit status: 0; 1 if the database can't be opened or the address can't be had; 2 for wrong arguments.";
+
+/// All names that a file of settings may have.
+const NAMES: [&str; 17] = [
+    "database",
+    "bind",
+    "token",
+    "token-file",
+    "tls-certificate",
+    "tls-key",
+    "tls-client-ca",
+    "insecure",
+    "cluster-bind",
+    "cluster-host",
+    "cluster-ca",
+    "cluster-certificate",
+    "cluster-key",
+    "executor-timeout",
+    "http-bind",
+    "memory-limit",
+    "options",
+];
 
 /// Take statements for a database by Arrow Flight SQL
 #[derive(Parser)]
@@ -85,9 +108,29 @@ struct ServerArguments {
     #[arg(long, value_name = "HOST", env = "HEADWATER_SERVER_CLUSTER_HOST")]
     cluster_host: Option<String>,
 
-    /// After this silence an executor counts as lost, and others do its work [default: 60s]
+    /// Certificates that vouch for those of executors and of programs that drive the cluster, PEM
+    #[arg(long, value_name = "FILE", env = "HEADWATER_SERVER_CLUSTER_CA")]
+    cluster_ca: Option<PathBuf>,
+
+    /// The certificate that the server shows to them, for the name headwater-cluster, PEM
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "HEADWATER_SERVER_CLUSTER_CERTIFICATE"
+    )]
+    cluster_certificate: Option<PathBuf>,
+
+    /// The key of that certificate, PEM
+    #[arg(long, value_name = "FILE", env = "HEADWATER_SERVER_CLUSTER_KEY")]
+    cluster_key: Option<PathBuf>,
+
+    /// After this silence an executor counts as lost, and others do its work; at least 10s [default: 60s]
     #[arg(long, value_name = "TIME", env = "HEADWATER_SERVER_EXECUTOR_TIMEOUT", value_parser = time)]
     executor_timeout: Option<Duration>,
+
+    /// Answer by HTTP whether it lives (/health, /ready), and with its figures (/metrics), such as at 127.0.0.1:50080
+    #[arg(long, value_name = "HOST:PORT", env = "HEADWATER_SERVER_HTTP_BIND")]
+    http_bind: Option<String>,
 
     /// A TOML file with these settings
     #[arg(long, value_name = "FILE", env = "HEADWATER_SERVER_CONFIG")]
@@ -114,7 +157,7 @@ impl ServerArguments {
     /// nearer counts. Variables that no setting has are left alone: systems that run containers make some of their own.
     fn told(self, variable: impl Fn(&str) -> Option<String>) -> Result<Told> {
         let file = match &self.config {
-            Some(path) => SettingsFile::read(path)?,
+            Some(path) => SettingsFile::read(path, &NAMES)?,
             None => SettingsFile::default(),
         };
         let from_environment = || -> Result<Option<String>> {
@@ -147,12 +190,9 @@ impl ServerArguments {
         }
         let mut options: HashMap<String, String> = file.options()?.into_iter().collect();
         options.extend(self.store.options()?);
-        let memory_limit = match (self.memory_limit, file.text("memory-limit")?) {
-            (Some(bytes), _) => Some(bytes),
-            (None, Some(text)) => Some(
-                size(&text).map_err(|error| Error::invalid(format!("memory-limit: {error}")))?,
-            ),
-            (None, None) => None,
+        let memory_limit = match self.memory_limit {
+            Some(bytes) => Some(bytes),
+            None => file.parsed("memory-limit", size)?,
         };
         let database = match self.database {
             Some(database) => Some(database),
@@ -163,22 +203,27 @@ impl ServerArguments {
             None => file.text(name),
         };
         let host = text(self.cluster_host, "cluster-host")?;
-        let executor_timeout = match (self.executor_timeout, file.text("executor-timeout")?) {
-            (Some(timeout), _) => timeout,
-            (None, Some(text)) => {
-                time(&text).map_err(|error| Error::invalid(format!("executor-timeout: {error}")))?
-            }
-            (None, None) => ClusterSettings::EXECUTOR_TIMEOUT,
+        let executor_timeout = match self.executor_timeout {
+            Some(timeout) => timeout,
+            None => file
+                .parsed("executor-timeout", time)?
+                .unwrap_or(ClusterSettings::EXECUTOR_TIMEOUT),
         };
-        let cluster = text(self.cluster_bind, "cluster-bind")?.map(|bind| ClusterSettings {
-            bind,
-            host,
-            executor_timeout,
-        });
         let path = |given: Option<PathBuf>, name: &str| match given {
             Some(path) => Ok(Some(path)),
             None => file.path(name),
         };
+        let certificates = Certificates::all(
+            path(self.cluster_ca, "cluster-ca")?,
+            path(self.cluster_certificate, "cluster-certificate")?,
+            path(self.cluster_key, "cluster-key")?,
+        )?;
+        let cluster = text(self.cluster_bind, "cluster-bind")?.map(|bind| ClusterSettings {
+            bind,
+            host,
+            executor_timeout,
+            certificates,
+        });
         Ok(Told {
             database: database.ok_or_else(|| {
                 Error::invalid("there is no DATABASE").with_hint(
@@ -199,6 +244,7 @@ impl ServerArguments {
                     None => file.switch("insecure")?.unwrap_or(false),
                 },
                 cluster,
+                http_bind: text(self.http_bind, "http-bind")?,
             },
             options,
             memory_limit,
@@ -248,6 +294,9 @@ fn serve(told: Told, builder: HeadwaterBuilder) -> Result<()> {
         say(&format!("Listening on {} for {database}", server.url()));
         if let Some(url) = server.cluster_url() {
             say(&format!("Executors reach it at {url}"));
+        }
+        if let Some(address) = server.http_address() {
+            say(&format!("Figures are at http://{address}/metrics"));
         }
         if settings.token.is_none() {
             say("It asks for no token: whoever can connect may run every statement.");

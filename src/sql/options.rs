@@ -16,7 +16,8 @@ use datafusion::sql::sqlparser::tokenizer::Token;
 use super::parser::failure::{Failure, Read};
 use super::statement::{OptionValue, StatementOption};
 use crate::column::plan::BatchSize;
-use crate::column::refresh::{ADMISSION_TIMEOUT, Admission, Settings};
+use crate::column::refresh::Settings;
+use crate::job::admission::{ADMISSION_TIMEOUT, Admission, Placement};
 use crate::{Error, Result, nearest};
 
 /// An option that a statement knows.
@@ -109,8 +110,7 @@ pub fn refresh_settings(given: &[StatementOption]) -> Result<Settings> {
         max_time: options.duration("max_seconds", TIMES)?,
         timeout: options.duration("timeout", TIMES)?,
         version: options.integer("version", 1..=MOST_ROWS)?,
-        pool: options.text("pool")?.map(str::to_string),
-        admission: options.admission()?,
+        placement: options.placement()?,
     })
 }
 
@@ -288,8 +288,15 @@ impl<'a> Options<'a> {
         }
     }
 
-    /// What becomes of a job for which there is no executor: `admission` and `admission_timeout`.
-    pub fn admission(&self) -> Result<Admission> {
+    /// The executors that a job wants: `pool`, `admission` and `admission_timeout`.
+    pub fn placement(&self) -> Result<Placement> {
+        Ok(Placement {
+            pool: self.text("pool")?.map(str::to_string),
+            admission: self.admission()?,
+        })
+    }
+
+    fn admission(&self) -> Result<Admission> {
         let timeout = self.duration("admission_timeout", TIMES)?;
         let timeout = timeout.unwrap_or(ADMISSION_TIMEOUT);
         match self.text("admission")?.map(str::to_lowercase).as_deref() {

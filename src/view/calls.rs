@@ -6,6 +6,10 @@
 //! [checkpoints](super::checkpoint). Columns that lack a value in the same row are evaluated together, so that a call that
 //! several of them share is made once.
 
+pub(super) mod evaluate;
+pub(super) mod remote;
+
+pub use remote::CallCodec;
 mod worker;
 
 use std::fmt;
@@ -15,8 +19,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::catalog::{Session, TableProvider};
-use datafusion::common::{DFSchemaRef, Result as DataFusionResult, project_schema};
-use datafusion::execution::{SendableRecordBatchStream, SessionState, TaskContext};
+use datafusion::common::{Result as DataFusionResult, project_schema};
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::{Expr, TableType};
 use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
@@ -27,9 +31,12 @@ use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, Partitioning,
     PlanProperties,
 };
-use futures::stream;
+use futures::{StreamExt, stream};
+use tokio::sync::Semaphore;
 
-use self::worker::Worker;
+use self::evaluate::Evaluator;
+use self::remote::Remote;
+use self::worker::{Pieces, Rows};
 use super::checkpoint::{Checkpoints, Staged};
 use super::failed::{self, FailedKeys, FailedRows, OnError};
 use super::paid::PaidColumn;
@@ -63,8 +70,14 @@ pub(super) struct Calls {
     pub(super) checkpoints: Checkpoints,
     /// What earlier runs have computed.
     pub(super) staged: Staged,
-    /// How many rows are evaluated at once.
+    /// How many rows are evaluated together.
     pub(super) pace: Pace,
+    /// Where calls are made; `None` for this process.
+    pub(super) remote: Option<Remote>,
+    /// Evaluations at once.
+    pub(super) concurrency: usize,
+    /// As many as that.
+    pub(super) permits: Semaphore,
     /// What becomes of a row whose call fails.
     pub(super) on_error: OnError,
     /// Rows on record as failed, by column.
@@ -76,6 +89,15 @@ pub(super) struct Calls {
 }
 
 impl Calls {
+    /// How many evaluations a partition of as many has on its way: here one. Executors get enough that none of them waits
+    /// where some partitions have fewer rows than others.
+    fn ahead(&self, partitions: usize) -> usize {
+        match &self.remote {
+            Some(_) => (2 * self.concurrency).div_ceil(partitions.max(1)),
+            None => 1,
+        }
+    }
+
     /// What the state has on record as failed once this is committed; `looked_at` as for [`failed::after`].
     pub(super) async fn failed_rows(
         &self,
@@ -152,8 +174,6 @@ impl Held {
 /// Where the node finds things in its input, and what it computes.
 #[derive(Debug)]
 pub(super) struct CallLayout {
-    /// The session.
-    pub(super) state: SessionState,
     /// By column of the projection: its place in the input, or among the columns that call functions.
     pub(super) values: Vec<Value>,
     /// Places of the key in the input.
@@ -162,10 +182,8 @@ pub(super) struct CallLayout {
     pub(super) kept: Vec<Option<(usize, usize)>>,
     /// Places of what the expressions read.
     pub(super) inputs: Vec<usize>,
-    /// What they read, under the names that they have in the expressions.
-    pub(super) input_schema: DFSchemaRef,
-    /// The expressions.
-    pub(super) expressions: Vec<Expr>,
+    /// The expressions, over what they read, under the names that this has in them.
+    pub(super) evaluator: Evaluator,
 }
 
 /// Where a column of the projection comes from.
@@ -274,11 +292,21 @@ impl ExecutionPlan for CallExec {
         let schema = self.schema();
         let input = self.input.execute(partition, context)?;
         let (calls, layout) = (Arc::clone(&self.calls), Arc::clone(&self.layout));
-        let worker = Worker::new(input, calls, layout, Arc::clone(&schema))?;
-        let stream = stream::try_unfold(worker, |mut worker| async move {
-            let batch = worker.next().await?;
-            Ok(batch.map(|batch| (batch, worker)))
+        let partitions = self.properties.output_partitioning().partition_count();
+        let ahead = calls.ahead(partitions);
+        let rows = Arc::new(Rows::new(calls, layout, Arc::clone(&schema))?);
+        let pieces = Pieces::new(input, Arc::clone(&rows));
+        let pieces = stream::try_unfold(pieces, |mut pieces| async move {
+            let piece = pieces.next().await?;
+            Ok::<_, Error>(piece.map(|piece| (piece, pieces)))
         });
+        // An error comes in its turn: what is on its way before it is paid for.
+        let stream = pieces
+            .map(move |piece| {
+                let rows = Arc::clone(&rows);
+                async move { Ok(rows.compute(piece?).await?) }
+            })
+            .buffered(ahead);
         Ok(Box::pin(RecordBatchStreamAdapter::new(schema, stream)))
     }
 }

@@ -78,7 +78,7 @@ impl Maintenance<'_> {
         concurrently: bool,
     ) -> Result<Maintained> {
         let database = &self.environment.database;
-        let calls = paid::prepare(database, self.request, self.driver, &part).await?;
+        let calls = paid::prepare(self.environment, self.request, self.driver, &part).await?;
         self.held.hold(calls.clone());
         let mut state = part.state.clone();
         let looked_at = looked_at(&part);

@@ -13,7 +13,7 @@
 
 mod apply;
 pub mod assess;
-mod calls;
+pub mod calls;
 pub mod cascade;
 mod checkpoint;
 mod classify;

@@ -16,8 +16,11 @@ use datafusion::logical_expr::{
     Expr, ExprSchemable, Join, JoinConstraint, LogicalPlan, LogicalPlanBuilder, cast, lit,
 };
 use lance::Dataset;
+use tokio::sync::Semaphore;
 
 use super::assess::{Complete, Scope};
+use super::calls::evaluate::Evaluator;
+use super::calls::remote::{EVALUATION, Remote};
 use super::calls::{CallExec, CallLayout, CallTable, Calls, Value, key_name, value_name};
 use super::checkpoint::{Checkpoints, Staged};
 use super::failed::{self, FailedKeys};
@@ -28,10 +31,10 @@ use super::query::Query;
 use super::refresh::ViewRefresh;
 use super::relation::{KeyColumn, Side, hidden_names, key_columns, project};
 use crate::column::work::Pace;
-use crate::database::Database;
 use crate::delta::{self, Delta, FieldIdentity, VersionStamp};
 use crate::function::has_call;
 use crate::job::driver::Driver;
+use crate::job::environment::Environment;
 use crate::storage::RowSet;
 use crate::storage::keys::in_rows;
 use crate::{Error, Result};
@@ -119,11 +122,12 @@ fn sources_read(input: &Node, value: &Expr) -> Option<BTreeMap<usize, BTreeSet<S
 
 /// Prepares the calls for the rows of a view, or of a stage; `None` if its query has no column that calls functions row by row.
 pub(super) async fn prepare(
-    database: &Arc<Database>,
+    environment: &Environment,
     request: &ViewRefresh,
     driver: &Driver,
     part: &Complete,
 ) -> Result<Option<Arc<Calls>>> {
+    let database = &environment.database;
     let query = &part.query;
     let Some(root) = &query.root else {
         return Ok(None);
@@ -159,6 +163,19 @@ pub(super) async fn prepare(
     };
     let keys = root.keys.iter().map(table);
     let failed_now = columns.iter().map(|_| FailedKeys::default()).collect();
+    let cluster = environment.cluster();
+    let concurrency = match (request.concurrency, &cluster) {
+        (Some(concurrency), _) => concurrency,
+        (None, Some(cluster)) => cluster.slots(request.placement.pool.as_deref()).await?,
+        (None, None) => environment.state.config().target_partitions(),
+    };
+    let concurrency = concurrency.max(1);
+    let remote = cluster.map(|cluster| Remote {
+        cluster,
+        purpose: request.placement.purpose(driver.id()),
+        signal: driver.signal().clone(),
+        counters: Arc::clone(counters),
+    });
     Ok(Some(Arc::new(Calls {
         view: view.clone(),
         keys: types.into_iter().zip(keys).collect(),
@@ -166,7 +183,13 @@ pub(super) async fn prepare(
         signal: driver.signal().clone(),
         counters: Arc::clone(counters),
         ledger: driver.ledger().clone(),
-        pace: Pace::adaptive(checkpoints.interval()),
+        pace: match remote {
+            Some(_) => Pace::of(EVALUATION.min(checkpoints.interval() / 4)),
+            None => Pace::adaptive(checkpoints.interval()),
+        },
+        remote,
+        concurrency,
+        permits: Semaphore::new(concurrency),
         checkpoints,
         staged,
         on_error: request.on_error,
@@ -288,13 +311,17 @@ fn layout(
     }
     let inputs = read.into_iter().map(|column| given(Expr::Column(column)));
     let layout = CallLayout {
-        state: pass.state.clone(),
         inputs: inputs.collect(),
         values: shown,
         keys,
         kept: places,
-        input_schema: Arc::new(DFSchema::try_from(Schema::new(fields))?),
-        expressions,
+        evaluator: Evaluator::new(
+            pass.state.clone(),
+            Arc::new(DFSchema::try_from(Schema::new(fields))?),
+            expressions,
+            calls.columns.iter().map(|c| c.data_type.clone()).collect(),
+            Arc::clone(calls.counters.meter()),
+        ),
     };
     Ok((project(rows, all)?, layout))
 }

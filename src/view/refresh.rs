@@ -16,6 +16,7 @@ use super::options::ViewOptions;
 use super::reason::CHANGE_TOO_LARGE;
 use crate::database::materialized_view::ViewDefinition;
 use crate::database::{Database, Table};
+use crate::job::admission::Placement;
 use crate::job::counters::Count;
 use crate::job::driver::{Driver, Ending, JobRequest, end_interrupted, stop_error};
 use crate::job::environment::Environment;
@@ -49,6 +50,12 @@ pub struct ViewRefresh {
     /// What becomes of a row whose call fails.
     #[serde(default)]
     pub on_error: OnError,
+    /// Evaluations of users' functions at once; `None` for as many as there are cores, or slots of the cluster.
+    #[serde(default)]
+    pub concurrency: Option<usize>,
+    /// Executors that it wants.
+    #[serde(flatten)]
+    pub placement: Placement,
     /// The statement, in one form whatever was typed.
     pub statement: String,
 }
@@ -129,6 +136,7 @@ pub async fn begin(environment: &Environment, request: &ViewRefresh) -> Result<B
         }
         return Ok(Begun::Nothing(nothing(&view, assessment, started)));
     }
+    request.placement.check(environment).await?;
     let job = JobRequest {
         mode: assessment.mode().to_string(),
         reason: assessment.view.reason.clone(),
@@ -298,6 +306,12 @@ async fn attempt_once(
         // Of a cascade: that was not known when its job began.
         return Ok(nothing(&view, assessment, started));
     }
+    let mut session = definition.session(state)?;
+    if let Some(cluster) = environment.cluster() {
+        request.placement.admitted(&cluster, driver, 1).await?;
+        let purpose = Arc::new(request.placement.purpose(driver.id()));
+        session.config_mut().set_extension(purpose);
+    }
     let (mode, reason) = (assessment.mode(), assessment.view.reason.clone());
     let mut notices = Vec::new();
     let mut read: BTreeMap<String, u64> = BTreeMap::new();
@@ -317,7 +331,7 @@ async fn attempt_once(
         driver,
         request,
         held,
-        session: definition.session(state)?,
+        session,
     };
     let Assessment {
         view: part,

@@ -20,7 +20,7 @@ use crate::column::assess::{Column, Rows, rows_changed};
 use crate::column::commit::{Committer, Outcome, Written};
 use crate::column::computation::Computation;
 use crate::column::plan::{Pass, Unit};
-use crate::column::refresh::{Admission, CHECKPOINT_INTERVAL, COMMIT_EVERY, COMMIT_INTERVAL};
+use crate::column::refresh::{CHECKPOINT_INTERVAL, COMMIT_EVERY, COMMIT_INTERVAL};
 use crate::column::remote::{self, run_units};
 use crate::column::staged::{Staged, Staging};
 use crate::column::state::ColumnState;
@@ -237,7 +237,10 @@ impl Run {
         let Some(cluster) = self.environment.cluster() else {
             return cores;
         };
-        match cluster.slots(self.settings().pool.as_deref()).await {
+        match cluster
+            .slots(self.settings().placement.pool.as_deref())
+            .await
+        {
             Ok(slots) if slots > 0 => slots,
             _ => cores,
         }
@@ -317,8 +320,7 @@ impl Flight<'_> {
                 true => remote::Earlier::Of(self.work.job.clone()),
                 false => remote::Earlier::OfAll,
             },
-            pool: settings.pool.clone(),
-            waits: settings.admission == Admission::Off,
+            purpose: settings.placement.purpose(&self.work.job),
         }
     }
 
@@ -342,10 +344,8 @@ impl Flight<'_> {
             None => GRACE,
         };
         if let Some(cluster) = &cluster {
-            let settings = self.run.settings();
-            let (pool, admission) = (settings.pool.as_deref(), settings.admission);
-            let job = self.run.driver.id();
-            let admitted = remote::admitted(cluster, job, pool, admission, units.len());
+            let placement = &self.run.settings().placement;
+            let admitted = placement.admitted(cluster, &self.run.driver, units.len());
             tokio::select! {
                 admitted = admitted => admitted?,
                 stop = signal.stopped() => return Ok(Landing::Stopped(stop)),

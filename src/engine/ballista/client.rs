@@ -25,7 +25,7 @@ use datafusion::prelude::SessionConfig;
 use datafusion_proto::physical_plan::AsExecutionPlan;
 use datafusion_proto::protobuf::PhysicalPlanNode;
 use futures::TryStreamExt;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use url::Url;
 use uuid::Uuid;
 
@@ -109,8 +109,8 @@ impl Cluster {
     ///
     /// If the URL can't be understood.
     pub fn new(url: &str, security: Security, codecs: Codecs) -> Result<Self> {
-        let address = address(url)?;
-        let endpoint = endpoint(&address, &security)?;
+        let address = address(url, &security)?;
+        let endpoint = security.endpoint(&address)?;
         Ok(Self(Arc::new(Inner {
             codec: PhysicalCodec::new(codecs.clone()),
             codecs,
@@ -508,39 +508,26 @@ fn task_error(text: &str) -> Error {
 }
 
 /// The address of a scheduler as gRPC writes it.
-pub(super) fn address(url: &str) -> Result<String> {
+pub(super) fn address(url: &str, security: &Security) -> Result<String> {
     let wrong = || {
         Error::invalid(format!("'{url}' is not the URL of a cluster")).with_hint(
             "write df://host:port, or df+tls://host:port; the port is that of --cluster-bind",
         )
     };
     let parsed = Url::parse(url).map_err(|_| wrong())?;
-    let scheme = match parsed.scheme() {
-        "df" => "http",
-        "df+tls" => "https",
+    let scheme = match (parsed.scheme(), security.is_on()) {
+        ("df", false) => "http",
+        ("df" | "df+tls", true) => "https",
+        ("df+tls", false) => {
+            return Err(Error::invalid(format!("'{url}' asks for certificates")).with_hint(
+                "name them with --cluster-ca, --cluster-certificate and --cluster-key, in a program with Engine::ballista_with_tls",
+            ));
+        }
         _ => return Err(wrong()),
     };
     match (parsed.host_str(), parsed.port()) {
         (Some(host), Some(port)) => Ok(format!("{scheme}://{host}:{port}")),
         _ => Err(wrong()),
-    }
-}
-
-/// How a server or an executor is reached.
-pub(super) fn endpoint(address: &str, security: &Security) -> Result<Endpoint> {
-    let endpoint = Endpoint::from_shared(address.to_string()).map_err(|error| {
-        Error::invalid(format!("'{address}' is not an address")).with_source(error)
-    })?;
-    let endpoint = endpoint
-        .connect_timeout(Duration::from_secs(5))
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(Duration::from_secs(5))
-        .keep_alive_timeout(Duration::from_secs(15))
-        .keep_alive_while_idle(true);
-    match security.endpoints() {
-        Some(secured) => secured(endpoint)
-            .map_err(|error| Error::invalid(format!("TLS can't be set up: {error}"))),
-        None => Ok(endpoint),
     }
 }
 
@@ -550,10 +537,10 @@ mod tests {
 
     #[test]
     fn urls_of_clusters() {
-        assert_eq!(address("df://h:1").unwrap(), "http://h:1");
-        assert_eq!(address("df+tls://h:1").unwrap(), "https://h:1");
-        for wrong in ["h:1", "df://h", "http://h:1", "df:1"] {
-            assert!(address(wrong).is_err(), "{wrong}");
+        let open = Security::default();
+        assert_eq!(address("df://h:1", &open).unwrap(), "http://h:1");
+        for wrong in ["h:1", "df://h", "http://h:1", "df:1", "df+tls://h:1"] {
+            assert!(address(wrong, &open).is_err(), "{wrong}");
         }
     }
 

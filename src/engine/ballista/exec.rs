@@ -69,7 +69,9 @@ impl ClusterExec {
         bytes: Vec<u8>,
         partitions: usize,
     ) -> Result<Running> {
-        let mut submitted = cluster.submit(bytes, config, &Purpose::default()).await?;
+        // A job says in its session whose work its plans are; queries are each for themselves.
+        let purpose = config.get_extension::<Purpose>().unwrap_or_default();
+        let mut submitted = cluster.submit(bytes, config, &purpose).await?;
         let mut locations = vec![Vec::new(); partitions.max(1)];
         for location in submitted.wait().await? {
             let place = location.partition_id.as_ref();

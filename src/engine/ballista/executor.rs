@@ -9,6 +9,7 @@ use std::time::Duration;
 use arrow_flight::flight_service_server::FlightServiceServer;
 use async_trait::async_trait;
 use backon::{ExponentialBuilder, Retryable};
+use ballista_core::extension::SessionConfigExt as _;
 use ballista_core::registry::BallistaFunctionRegistry;
 use ballista_core::serde::protobuf::scheduler_grpc_client::SchedulerGrpcClient;
 use ballista_core::serde::protobuf::{ExecutorStoppedParams, ShuffleWritePartition};
@@ -44,8 +45,8 @@ use uuid::Uuid;
 
 use super::actions::BoardClient;
 use super::board::{self, Report};
-use super::client::endpoint;
 use super::codec::PhysicalCodec;
+use super::gate::{self, behind};
 use super::place::configure;
 use super::{MESSAGE_BYTES, Security};
 use crate::engine::deferred::{Codecs, RELEASE};
@@ -92,7 +93,10 @@ pub struct Settings {
     pub security: Security,
 }
 
-/// Runs tasks until `stop` says true. `ready` hears when it is registered.
+/// What an executor reports, whenever it is asked for.
+pub type Figures = Box<dyn Fn() -> Report + Send + Sync>;
+
+/// Runs tasks until `stop` says true. `ready` hears when it is registered, and how to ask for its figures.
 ///
 /// # Errors
 ///
@@ -101,22 +105,35 @@ pub async fn run(
     settings: Settings,
     codecs: Codecs,
     mut stop: watch::Receiver<bool>,
-    ready: impl FnOnce(&board::Executor),
+    ready: impl FnOnce(&board::Executor, Figures),
 ) -> Result<()> {
-    let ports = [
-        free_port(settings.bind, settings.port)?,
-        free_port(settings.bind, settings.task_port)?,
-    ];
-    let [port, task_port] = ports;
+    let acceptor = settings.security.acceptor();
+    if acceptor.is_some() && settings.bind.is_unspecified() {
+        return Err(Error::invalid(format!(
+            "with certificates an executor listens at one address, not at {}",
+            settings.bind
+        ))
+        .with_hint("name that of this machine which others reach with --bind"));
+    }
+    let inner = match acceptor {
+        Some(_) => behind(settings.bind),
+        None => settings.bind,
+    };
+    let port = free_port(&[settings.bind], settings.port)?;
+    let task_port = free_port(&[settings.bind, inner], settings.task_port)?;
     let id = format!(
         "{}~{}",
         settings.label.as_deref().unwrap_or_default(),
         Uuid::new_v4()
     );
     let work_dir = WorkDir::make(settings.work_dir.as_deref(), &id)?;
-    let (scheduler_host, scheduler_port, address) = scheduler(&settings.scheduler)?;
+    let (scheduler_host, scheduler_port, address) =
+        scheduler(&settings.scheduler, &settings.security)?;
     let process = ExecutorProcessConfig {
-        bind_host: settings.bind.to_string(),
+        bind_host: match inner {
+            IpAddr::V4(address) => address.to_string(),
+            IpAddr::V6(address) => format!("[{address}]"),
+        },
         external_host: settings.external_host.clone(),
         port,
         grpc_port: task_port,
@@ -141,10 +158,16 @@ pub async fn run(
     let units = Arc::new(Units::default());
     let config: ConfigProducer = {
         let (codecs, units) = (Arc::new(codecs.clone()), Arc::clone(&units));
+        let endpoints = settings.security.endpoints();
         Arc::new(move || {
-            configure(SessionConfig::new())
+            let mut config = configure(SessionConfig::new())
                 .with_extension(Arc::clone(&codecs))
-                .with_extension(Arc::clone(&units))
+                .with_extension(Arc::clone(&units));
+            if let Some(endpoints) = &endpoints {
+                let endpoints = Arc::clone(endpoints);
+                config = config.with_ballista_override_create_grpc_client_endpoint(endpoints);
+            }
+            config
         })
     };
     let computing = Builder::new_multi_thread()
@@ -169,7 +192,7 @@ pub async fn run(
         settings.slots,
         engine,
     ));
-    let channel = endpoint(&address, &settings.security)?;
+    let channel = settings.security.endpoint(&address)?;
     let connect = || async { channel.connect().await };
     let retries = ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(50))
@@ -197,6 +220,14 @@ pub async fn run(
         Arc::new(PhysicalCodec::new(codecs)),
     );
     let results = serve_results(&settings, port, &work_dir.0)?;
+    let mut gate = JoinSet::new();
+    if let Some(acceptor) = acceptor {
+        let outer = SocketAddr::new(settings.bind, task_port);
+        let listener = tokio::net::TcpListener::bind(outer).await;
+        let listener = listener.map_err(|error| taken(outer, error))?;
+        let inner = SocketAddr::new(inner, task_port);
+        gate.spawn(gate::pass(listener, acceptor, inner));
+    }
     let tasks = executor_server::startup(
         scheduler.clone(),
         process,
@@ -226,7 +257,12 @@ pub async fn run(
     let client = BoardClient::new(channel);
     let first = report(&described, &executor, pool.as_ref(), &units);
     client.report(&first).await?;
-    ready(&described);
+    let figures = {
+        let (described, executor) = (described.clone(), Arc::clone(&executor));
+        let (pool, units) = (Arc::clone(&pool), Arc::clone(&units));
+        move || report(&described, &executor, pool.as_ref(), &units)
+    };
+    ready(&described, Box::new(figures));
     let reporting = async {
         let mut ticks = tokio::time::interval(board::REPORTS);
         let mut is_heard = true;
@@ -335,27 +371,31 @@ fn serve_results(
     Ok(server.add_service(service).serve(address))
 }
 
-/// A port that is free; `wanted` if it is not 0.
+/// A port that is free at all of these addresses; `wanted` if it is not 0.
 ///
 /// Ballista binds it later. So it is none of those that systems give to connections by themselves.
-fn free_port(bind: IpAddr, wanted: u16) -> Result<u16> {
-    let free = |port: u16| TcpListener::bind((bind, port)).map(|_| port);
-    let mut found = free(match wanted {
-        0 => any_port(),
-        wanted => wanted,
-    });
+fn free_port(addresses: &[IpAddr], wanted: u16) -> Result<u16> {
+    let free = |port: u16| {
+        for address in addresses {
+            let at = SocketAddr::new(*address, port);
+            TcpListener::bind(at).map_err(|error| taken(at, error))?;
+        }
+        Ok(port)
+    };
+    if wanted != 0 {
+        return free(wanted);
+    }
+    let mut found = free(any_port());
     for _ in 0..TRIED_PORTS {
-        if wanted == 0 && found.is_err() {
+        if found.is_err() {
             found = free(any_port());
         }
     }
-    found.map_err(|error| {
-        Error::new(
-            ErrorKind::Cluster,
-            format!("can't listen at {bind}:{wanted}: {error}"),
-        )
-        .with_source(error)
-    })
+    found
+}
+
+fn taken(at: SocketAddr, error: std::io::Error) -> Error {
+    Error::new(ErrorKind::Cluster, format!("can't listen at {at}: {error}")).with_source(error)
 }
 
 fn any_port() -> u16 {
@@ -365,8 +405,8 @@ fn any_port() -> u16 {
 }
 
 /// Host, port and address of a scheduler.
-fn scheduler(url: &str) -> Result<(String, u16, String)> {
-    let address = super::client::address(url)?;
+fn scheduler(url: &str, security: &Security) -> Result<(String, u16, String)> {
+    let address = super::client::address(url, security)?;
     let parsed = Url::parse(&address)
         .map_err(|error| Error::invalid(format!("'{url}' can't be read: {error}")))?;
     let host = parsed.host_str().unwrap_or_default().to_string();

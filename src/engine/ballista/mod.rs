@@ -11,12 +11,13 @@ pub mod client;
 pub mod codec;
 mod exec;
 pub mod executor;
+mod gate;
 pub mod place;
 pub mod scheduler;
 pub mod security;
 
 pub use client::{Cluster, Purpose};
-pub use security::Security;
+pub use security::{Certificates, Security};
 
 /// Bytes of a message at most: a plan, or a batch of rows.
 pub const MESSAGE_BYTES: usize = 64 << 20;

@@ -69,6 +69,7 @@ pub struct Settings {
 pub struct Scheduler {
     address: SocketAddr,
     external_host: String,
+    security: Security,
     board: Board,
     tasks: JoinSet<()>,
 }
@@ -182,6 +183,7 @@ impl Scheduler {
         Ok(Self {
             address,
             external_host: settings.external_host,
+            security: settings.security,
             board,
             tasks,
         })
@@ -194,7 +196,8 @@ impl Scheduler {
 
     /// The URL by which executors reach it.
     pub fn url(&self) -> String {
-        format!("df://{}:{}", self.external_host, self.address.port())
+        let (host, port) = (&self.external_host, self.address.port());
+        format!("{}://{host}:{port}", self.security.scheme())
     }
 
     /// What executors report.

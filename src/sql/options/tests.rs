@@ -122,8 +122,10 @@ fn refresh_options_are_read() {
             max_time: Some(Duration::from_secs(60)),
             timeout: Some(Duration::from_secs(3600)),
             version: Some(5),
-            pool: Some("gpu".to_string()),
-            admission: Admission::Wait(Duration::from_secs(120)),
+            placement: Placement {
+                pool: Some("gpu".to_string()),
+                admission: Admission::Wait(Duration::from_secs(120)),
+            },
         }
     );
     let most = refresh_settings(&given("(max_batch_rows = 9)")).unwrap();

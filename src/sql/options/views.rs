@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{KnownOption, MOST_ROWS, Options, TIMES, parse_duration, unknown};
 use crate::column::plan::BatchSize;
+use crate::job::admission::Placement;
 use crate::sql::parser::dialect::HeadwaterDialect;
 use crate::sql::statement::{OptionValue, StatementOption};
 use crate::view::failed::OnError;
@@ -45,9 +46,9 @@ pub const REFRESH_VIEW: &[KnownOption] = &[
     KnownOption::later("max_failed_rows"),
     KnownOption::later("max_failed_fraction"),
     KnownOption::later("call_timeout"),
-    KnownOption::later("pool"),
-    KnownOption::later("admission"),
-    KnownOption::later("admission_timeout"),
+    KnownOption::now("pool"),
+    KnownOption::now("admission"),
+    KnownOption::now("admission_timeout"),
 ];
 
 /// Options of REFRESH COLUMN with which a refresh ends, or commits, in the middle: a view is never seen
@@ -161,7 +162,7 @@ impl ViewOptions {
 pub struct RefreshViewOptions {
     /// Whether FULL is meant; `None` if nothing was said.
     pub full: Option<bool>,
-    /// Work units that are computed at once; `None` for the number of cores.
+    /// Evaluations of users' functions at once; `None` for as many as there are cores, or slots of the cluster.
     pub concurrency: Option<usize>,
     /// How large batches are.
     pub batches: BatchSize,
@@ -173,6 +174,8 @@ pub struct RefreshViewOptions {
     pub timeout: Option<Duration>,
     /// What becomes of a row whose call fails.
     pub on_error: OnError,
+    /// The executors that it wants.
+    pub placement: Placement,
 }
 
 impl RefreshViewOptions {
@@ -203,6 +206,7 @@ impl RefreshViewOptions {
             checkpoint_interval: options.duration("checkpoint_interval", TIMES)?,
             timeout: options.duration("timeout", TIMES)?,
             on_error: on_error(options)?,
+            placement: options.placement()?,
         })
     }
 }

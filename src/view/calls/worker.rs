@@ -1,24 +1,21 @@
-//! One partition of calls: which rows need one, evaluating them, and what becomes of those that fail.
+//! One partition of calls: which rows need one, and what becomes of those that fail.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use datafusion::arrow::array::{
     Array, ArrayRef, AsArray, RecordBatch, RecordBatchOptions, UInt32Array, new_null_array,
 };
-use datafusion::arrow::compute::{concat, interleave, take, take_record_batch};
+use datafusion::arrow::compute::{interleave, take, take_record_batch};
 use datafusion::arrow::datatypes::{DataType, SchemaRef, UInt64Type};
-use datafusion::common::Result as DataFusionResult;
 use datafusion::execution::SendableRecordBatchStream;
-use datafusion::logical_expr::{EmptyRelation, LogicalPlan};
-use datafusion::optimizer::common_subexpr_eliminate::CommonSubexprEliminate;
-use datafusion::optimizer::{Optimizer, OptimizerContext};
-use datafusion::physical_expr::PhysicalExpr;
 use futures::StreamExt;
+use tokio::sync::Mutex;
 
-use super::{CallLayout, Calls, Value, value_name};
-use crate::function::metered;
+use super::evaluate::{Evaluated, Failure};
+use super::{CallLayout, Calls, Value};
 use crate::job::counters::Count;
 use crate::job::driver::stop_error;
 use crate::job::record::RowError;
@@ -26,7 +23,6 @@ use crate::job::signal::{Signal, Stop};
 use crate::storage::keys::RowEncoder;
 use crate::view::checkpoint::{Place, Results, StagedReader};
 use crate::view::failed::OnError;
-use crate::view::relation::project;
 use crate::{Error, ErrorKind, Result};
 
 /// Where the value of a row comes from.
@@ -42,62 +38,60 @@ struct Taken {
     batch: RecordBatch,
     /// By column and row.
     from: Vec<Vec<From>>,
-    /// The first row that is left.
+}
+
+/// Rows of a batch that are computed together.
+pub(super) struct Piece {
+    taken: Arc<Taken>,
+    rows: Range<usize>,
+}
+
+/// Takes rows of one partition a few at a time.
+pub(super) struct Pieces {
+    input: SendableRecordBatchStream,
+    rows: Arc<Rows>,
+    taken: Option<Arc<Taken>>,
+    /// The first row of it that is left.
     next: usize,
 }
 
-/// Layers of expressions, each over what the one before gives.
-type Layers = Vec<(Vec<Arc<dyn PhysicalExpr>>, Vec<String>)>;
-
-/// One partition.
-pub(super) struct Worker {
-    input: SendableRecordBatchStream,
+/// What computes the rows of one partition.
+pub(super) struct Rows {
     calls: Arc<Calls>,
     layout: Arc<CallLayout>,
     schema: SchemaRef,
     encoder: RowEncoder,
-    /// Expressions that are evaluated together, by the places of their columns.
-    compiled: HashMap<Vec<usize>, Arc<Layers>>,
-    reader: StagedReader,
-    rows: Option<Taken>,
+    reader: Mutex<StagedReader>,
 }
 
-impl Worker {
-    /// Calls for the rows of `input`, and gives columns of `schema`.
-    pub(super) fn new(
-        input: SendableRecordBatchStream,
-        calls: Arc<Calls>,
-        layout: Arc<CallLayout>,
-        schema: SchemaRef,
-    ) -> Result<Self> {
-        let encoder = RowEncoder::new(calls.keys.iter().map(|(data_type, _)| data_type))?
-            .ok_or_else(|| Error::internal("the key of a view can't be compared"))?;
-        Ok(Self {
+impl Pieces {
+    /// The rows of `input`, for `rows`.
+    pub(super) fn new(input: SendableRecordBatchStream, rows: Arc<Rows>) -> Self {
+        Self {
             input,
-            calls,
-            layout,
-            schema,
-            encoder,
-            compiled: HashMap::new(),
-            reader: StagedReader::default(),
-            rows: None,
-        })
+            rows,
+            taken: None,
+            next: 0,
+        }
     }
 
-    /// The next rows, with all columns.
-    pub(super) async fn next(&mut self) -> Result<Option<RecordBatch>> {
-        let mut taken = loop {
-            match self.rows.take() {
-                Some(taken) if taken.next < taken.batch.num_rows() => break taken,
+    /// The next rows, as many as are soon computed. Hears what the job is told before.
+    pub(super) async fn next(&mut self) -> Result<Option<Piece>> {
+        let taken = loop {
+            match &self.taken {
+                Some(taken) if self.next < taken.batch.num_rows() => break Arc::clone(taken),
                 _ => match self.input.next().await {
                     None => return Ok(None),
-                    Some(batch) => self.rows = Some(self.look_at(batch?)?),
+                    Some(batch) => {
+                        self.taken = Some(Arc::new(self.rows.look_at(batch?)?));
+                        self.next = 0;
+                    }
                 },
             }
         };
         // Only calls take time: rows without one come along.
-        let most = self.calls.pace.rows();
-        let (start, mut end, mut calls) = (taken.next, taken.next, 0);
+        let most = self.rows.calls.pace.rows();
+        let (start, mut end, mut calls) = (self.next, self.next, 0);
         while end < taken.batch.num_rows() {
             calls += usize::from(taken.from.iter().any(|from| from[end] == From::Call));
             if calls > most {
@@ -105,11 +99,31 @@ impl Worker {
             }
             end += 1;
         }
-        taken.next = end;
-        self.obey().await?;
-        let batch = self.compute(&taken, start..end).await;
-        self.rows = Some(taken);
-        batch.map(Some)
+        self.next = end;
+        self.rows.obey().await?;
+        Ok(Some(Piece {
+            taken,
+            rows: start..end,
+        }))
+    }
+}
+
+impl Rows {
+    /// Calls that give columns of `schema`.
+    pub(super) fn new(
+        calls: Arc<Calls>,
+        layout: Arc<CallLayout>,
+        schema: SchemaRef,
+    ) -> Result<Self> {
+        let encoder = RowEncoder::new(calls.keys.iter().map(|(data_type, _)| data_type))?
+            .ok_or_else(|| Error::internal("the key of a view can't be compared"))?;
+        Ok(Self {
+            calls,
+            layout,
+            schema,
+            encoder,
+            reader: Mutex::default(),
+        })
     }
 
     /// Finds out where the values of a batch come from.
@@ -143,15 +157,11 @@ impl Worker {
                 &self.keys_of(&batch, &UInt32Array::from(still_failed))?,
             );
         }
-        Ok(Taken {
-            batch,
-            from,
-            next: 0,
-        })
+        Ok(Taken { batch, from })
     }
 
     /// Hears what the job is told; before it waits or ends, what is computed is written down.
-    async fn obey(&mut self) -> Result<()> {
+    async fn obey(&self) -> Result<()> {
         let signal = &self.calls.signal;
         if signal.now() == Signal::Run {
             return Ok(());
@@ -166,11 +176,8 @@ impl Worker {
     }
 
     /// All columns of some rows.
-    async fn compute(
-        &mut self,
-        taken: &Taken,
-        rows: std::ops::Range<usize>,
-    ) -> Result<RecordBatch> {
+    pub(super) async fn compute(&self, piece: Piece) -> Result<RecordBatch> {
+        let Piece { taken, rows } = piece;
         let count = rows.len();
         let calls = Arc::clone(&self.calls);
         let mut columns: Vec<Assembled> = Vec::with_capacity(calls.columns.len());
@@ -191,7 +198,12 @@ impl Worker {
                 .collect();
             if !staged.is_empty() {
                 let places: Vec<Place> = staged.iter().map(|(_, at)| *at).collect();
-                let known = self.reader.values(&calls.staged, &places).await?;
+                let known = self
+                    .reader
+                    .lock()
+                    .await
+                    .values(&calls.staged, &places)
+                    .await?;
                 let staged = staged.iter().enumerate();
                 values.put(known, staged.map(|(at, (row, _))| (*row, at)));
             }
@@ -211,14 +223,20 @@ impl Worker {
             }
         }
         calls.counters.add(Count::RowsReused, reused);
-        let (started, mut called, mut is_due) = (Instant::now(), 0, false);
+        // Held while calls are made: so many are at once.
+        let _permit = match groups.is_empty() {
+            true => None,
+            false => calls.permits.acquire().await.ok(),
+        };
+        let (mut spent, mut called, mut is_due) = (Duration::ZERO, 0, false);
         for (group, chosen) in groups {
-            let began = Instant::now();
             called += chosen.len();
             let chosen = UInt32Array::from(chosen);
             let inputs = self.inputs(&taken.batch, &chosen)?;
             let keys = self.keys_of(&taken.batch, &chosen)?;
-            let evaluated = self.evaluate(&group, &inputs, &keys).await?;
+            let (evaluated, time) = self.evaluate(&group, &inputs).await?;
+            spent += time;
+            self.note(&group, &keys, &evaluated.failed).await?;
             let good = UInt32Array::from(evaluated.good);
             let pick = |arrays: &[ArrayRef]| -> Result<Vec<ArrayRef>> {
                 let picked = arrays.iter().map(|array| take(array, &good, None));
@@ -229,14 +247,14 @@ impl Worker {
                 keys: pick(&keys)?,
                 values: pick(&evaluated.values)?,
             };
-            is_due |= calls.checkpoints.add(results, began.elapsed());
+            is_due |= calls.checkpoints.add(results, time);
             for (place, values) in group.iter().zip(evaluated.values) {
                 let chosen = chosen.values().iter().enumerate();
                 let rows = chosen.map(|(at, row)| (*row as usize - rows.start, at));
                 columns[*place].put(values, rows);
             }
         }
-        calls.pace.learn(called, started.elapsed());
+        calls.pace.learn(called, spent);
         calls.counters.add(Count::RowsComputed, called as u64);
         if is_due {
             calls.checkpoints.write().await?;
@@ -256,11 +274,27 @@ impl Worker {
         Ok(RecordBatch::try_new_with_options(schema, all, &options)?)
     }
 
+    /// Evaluates some columns for some rows, here or on a cluster, and says how long that took.
+    async fn evaluate(
+        &self,
+        columns: &[usize],
+        inputs: &RecordBatch,
+    ) -> Result<(Evaluated, Duration)> {
+        let evaluator = &self.layout.evaluator;
+        let goes_on = self.calls.on_error == OnError::Skip;
+        if let Some(remote) = &self.calls.remote {
+            return remote.evaluate(evaluator, columns, inputs, goes_on).await;
+        }
+        let began = Instant::now();
+        let evaluated = evaluator.evaluate(columns, inputs, goes_on)?;
+        Ok((evaluated, began.elapsed()))
+    }
+
     /// What the expressions read, of some rows.
     fn inputs(&self, batch: &RecordBatch, rows: &UInt32Array) -> Result<RecordBatch> {
         let inputs = batch.project(&self.layout.inputs)?;
         let inputs = take_record_batch(&inputs, rows)?;
-        let schema = Arc::clone(self.layout.input_schema.inner());
+        let schema = Arc::clone(self.layout.evaluator.schema().inner());
         let options = RecordBatchOptions::new().with_row_count(Some(rows.len()));
         let columns = inputs.columns().to_vec();
         Ok(RecordBatch::try_new_with_options(
@@ -280,143 +314,25 @@ impl Worker {
         failed[column].push(keys);
     }
 
-    /// The expressions of some columns, so that what they have in common is evaluated once.
-    fn compile(&mut self, columns: &[usize]) -> Result<Arc<Layers>> {
-        if let Some(layers) = self.compiled.get(columns) {
-            return Ok(Arc::clone(layers));
+    /// Counts and writes down what failed; the first of it ends the refresh, unless it was asked to go on.
+    async fn note(&self, columns: &[usize], keys: &[ArrayRef], failed: &[Failure]) -> Result<()> {
+        let calls = &self.calls;
+        let mut failures: Vec<RowError> = Vec::with_capacity(failed.len());
+        for Failure { place, row, error } in failed {
+            let (column, row) = (columns[*place], *row as usize);
+            let failure = self.failure(column, keys, row, error);
+            calls.counters.add(Count::RowsFailed, 1);
+            if calls.on_error == OnError::Fail {
+                // The error itself matters more than its record.
+                let record = std::slice::from_ref(&failure);
+                let _ = calls.ledger.failed_rows(&calls.job, record).await;
+                return Err(self.explain(column, keys, row, error));
+            }
+            failures.push(failure);
+            let key: Vec<ArrayRef> = keys.iter().map(|key| key.slice(row, 1)).collect();
+            self.note_failed(column, &key);
         }
-        let layout = &self.layout;
-        let input = LogicalPlan::EmptyRelation(EmptyRelation {
-            produce_one_row: false,
-            schema: Arc::clone(&layout.input_schema),
-        });
-        let values = columns.iter();
-        let values = values.map(|c| layout.expressions[*c].clone().alias(value_name(*c)));
-        let plan = project(input, values.collect())?;
-        let rule = CommonSubexprEliminate::new();
-        let plan = Optimizer::with_rules(vec![Arc::new(rule)]).optimize(
-            plan,
-            &OptimizerContext::new(),
-            |_, _| {},
-        )?;
-        let mut layers: Layers = Vec::new();
-        let mut node = &plan;
-        while let LogicalPlan::Projection(layer) = node {
-            let expressions = layer.expr.iter().map(|expression| {
-                let schema = layer.input.schema();
-                let state = &layout.state;
-                let expression = state.create_physical_expr(expression.clone(), schema)?;
-                metered(expression, self.calls.counters.meter())
-            });
-            let expressions = expressions.collect::<DataFusionResult<Vec<_>>>()?;
-            let names = layer.schema.fields().iter().map(|f| f.name().clone());
-            layers.push((expressions, names.collect()));
-            node = &layer.input;
-        }
-        layers.reverse();
-        let layers = Arc::new(layers);
-        self.compiled.insert(columns.to_vec(), Arc::clone(&layers));
-        Ok(layers)
-    }
-
-    /// Evaluates some columns for some rows. Rows that fail end it, or are left out, as the refresh was asked.
-    async fn evaluate(
-        &mut self,
-        columns: &[usize],
-        inputs: &RecordBatch,
-        keys: &[ArrayRef],
-    ) -> Result<Evaluated> {
-        let layers = self.compile(columns)?;
-        let rows = inputs.num_rows();
-        let error = match run(&layers, inputs) {
-            Ok(values) => {
-                return Ok(Evaluated {
-                    values,
-                    good: (0..rows as u32).collect(),
-                });
-            }
-            Err(error) => error,
-        };
-        let mut failures: Vec<RowError> = Vec::new();
-        let (mut parts, mut good) = (Vec::new(), Vec::new());
-        // Parts that are left, the first of them last.
-        let mut left = vec![(0..rows, Some(error))];
-        while let Some((part, known)) = left.pop() {
-            let error = match known {
-                Some(error) => error,
-                None => match run(&layers, &inputs.slice(part.start, part.len())) {
-                    Ok(values) => {
-                        good.extend(part.start as u32..part.end as u32);
-                        parts.push(values);
-                        continue;
-                    }
-                    Err(error) => error,
-                },
-            };
-            if part.len() > 1 {
-                let middle = part.start + part.len() / 2;
-                left.push((middle..part.end, None));
-                left.push((part.start..middle, None));
-                continue;
-            }
-            let row = part.start;
-            let (values, failed) = match columns {
-                // It is known which one fails: that need not be paid for again.
-                [column] => {
-                    let data_type = &self.calls.columns[*column].data_type;
-                    let failed = vec![(*column, Error::from(error))];
-                    (vec![new_null_array(data_type, 1)], failed)
-                }
-                _ => self.one_row(columns, &inputs.slice(row, 1))?,
-            };
-            for (column, error) in &failed {
-                let failure = self.failure(*column, keys, row, error);
-                self.calls.counters.add(Count::RowsFailed, 1);
-                if self.calls.on_error == OnError::Fail {
-                    // The error itself matters more than its record.
-                    let record = std::slice::from_ref(&failure);
-                    let _ = self.calls.ledger.failed_rows(&self.calls.job, record).await;
-                    return Err(self.explain(*column, keys, row, error));
-                }
-                failures.push(failure);
-                let key: Vec<ArrayRef> = keys.iter().map(|key| key.slice(row, 1)).collect();
-                self.note_failed(*column, &key);
-            }
-            if failed.is_empty() {
-                // It failed only together with others, or by chance.
-                good.push(row as u32);
-            }
-            parts.push(values);
-        }
-        self.calls
-            .ledger
-            .failed_rows(&self.calls.job, &failures)
-            .await?;
-        let values = (0..columns.len()).map(|place| {
-            let parts: Vec<&dyn Array> = parts.iter().map(|part| part[place].as_ref()).collect();
-            concat(&parts)
-        });
-        Ok(Evaluated {
-            values: values.collect::<Result<_, _>>()?,
-            good,
-        })
-    }
-
-    /// The columns of one row, each by itself; NULL where it fails, with the error.
-    fn one_row(&mut self, columns: &[usize], inputs: &RecordBatch) -> Result<OneRow> {
-        let (mut values, mut failed) = (Vec::with_capacity(columns.len()), Vec::new());
-        for column in columns {
-            let layers = self.compile(&[*column])?;
-            match run(&layers, inputs) {
-                Ok(value) => values.extend(value),
-                Err(error) => {
-                    let data_type = &self.calls.columns[*column].data_type;
-                    values.push(new_null_array(data_type, 1));
-                    failed.push((*column, Error::from(error)));
-                }
-            }
-        }
-        Ok((values, failed))
+        calls.ledger.failed_rows(&calls.job, &failures).await
     }
 
     /// The rows of the sources that a row comes from, in words.
@@ -463,9 +379,6 @@ impl Worker {
     }
 }
 
-/// The values of a row, and the columns that failed.
-type OneRow = (Vec<ArrayRef>, Vec<(usize, Error)>);
-
 fn in_words(origin: &[(u64, String)]) -> String {
     let rows = origin.iter();
     let rows = rows.map(|(id, table)| format!("row id {id} of '{table}'"));
@@ -474,27 +387,6 @@ fn in_words(origin: &[(u64, String)]) -> String {
         true => rows,
         false => format!("{rows}: "),
     }
-}
-
-/// Values of some rows.
-struct Evaluated {
-    /// By column; NULL where a row failed.
-    values: Vec<ArrayRef>,
-    /// The rows of which no column failed.
-    good: Vec<u32>,
-}
-
-fn run(layers: &Layers, inputs: &RecordBatch) -> DataFusionResult<Vec<ArrayRef>> {
-    let mut batch = inputs.clone();
-    for (expressions, names) in layers {
-        let mut columns = Vec::with_capacity(names.len());
-        for (expression, name) in expressions.iter().zip(names) {
-            let value = expression.evaluate(&batch)?;
-            columns.push((name, value.into_array(batch.num_rows())?, true));
-        }
-        batch = RecordBatch::try_from_iter_with_nullable(columns)?;
-    }
-    Ok(batch.columns().to_vec())
 }
 
 /// A column that is put together from several arrays.

@@ -105,6 +105,8 @@ impl Executor {
             timeout: options.timeout,
             checkpoint_interval: options.checkpoint_interval,
             on_error: options.on_error,
+            concurrency: options.concurrency,
+            placement: options.placement,
             statement: refresh.text(),
         })
     }

@@ -46,6 +46,7 @@ fn create_takes_the_options_of_the_view_and_of_its_first_refresh() {
             checkpoint_interval: Some(Duration::from_millis(2500)),
             timeout: Some(Duration::from_secs(3600)),
             on_error: OnError::Skip,
+            placement: Placement::default(),
         }
     );
     assert_eq!(
