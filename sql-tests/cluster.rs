@@ -1,7 +1,12 @@
 //! A cluster of processes: what a job does when executors end, or stand still.
 //!
-//! Each trial has a cluster of its own, whose scheduler is in this process. `HEADWATER_KILLS` says how often the trial of
-//! kills kills one; two times if nothing is said.
+//! Each trial has a cluster of its own, whose scheduler is in this process or in a server's. `HEADWATER_KILLS` says how
+//! often each trial of kills kills one; two times if nothing is said.
+
+mod processes;
+mod store;
+mod tls;
+mod views;
 
 use std::env;
 use std::time::{Duration, Instant};
@@ -32,6 +37,12 @@ pub fn trials() -> Vec<Trial> {
         Trial::test("cluster/pools", || block_on(pools())),
         Trial::test("cluster/cancelled", || block_on(cancelled())),
     ]
+    .into_iter()
+    .chain(processes::trials())
+    .chain(store::trials())
+    .chain(tls::trials())
+    .chain(views::trials())
+    .collect()
 }
 
 async fn cluster(executors: &[&[&str]]) -> Outcome<Cluster> {
@@ -45,24 +56,53 @@ async fn cluster(executors: &[&[&str]]) -> Outcome<Cluster> {
 
 /// A table with a column that takes `milliseconds` a row and counts its calls.
 async fn slow(cluster: &Cluster, milliseconds: u64) -> Outcome<Scene> {
-    let scene = Scene::on_cluster(
-        &cluster.url(),
-        &["CREATE TABLE t (id BIGINT, x BIGINT) WITH (max_rows_per_fragment = 50)"],
-    )
-    .await?;
-    for start in (0..ROWS).step_by(50) {
-        let end = start + 49;
-        scene
-            .run(&format!(
-                "INSERT INTO t SELECT value, value * 2 FROM generate_series({start}, {end})"
-            ))
-            .await?;
-    }
-    let column = format!(
-        "ALTER TABLE t ADD COLUMN y BIGINT AS (count_calls(sleep_ms(x + 1, {milliseconds})))"
-    );
-    scene.run(&column).await?;
+    let scene = Scene::on_cluster(&cluster.url(), &[]).await?;
+    fill(&scene, 50).await?;
+    scene.run(&column(milliseconds)).await?;
     Ok(scene)
+}
+
+/// The same column as a statement.
+fn column(milliseconds: u64) -> String {
+    format!("ALTER TABLE t ADD COLUMN y BIGINT AS (count_calls(sleep_ms(x + 1, {milliseconds})))")
+}
+
+/// Makes a table with [`ROWS`] rows in fragments of `each`.
+async fn fill(scene: &Scene, each: i64) -> Outcome<()> {
+    let statement = format!(
+        "CREATE TABLE t WITH (max_rows_per_fragment = {each}) AS \
+         SELECT value AS id, value * 2 AS x FROM generate_series(0, {})",
+        ROWS - 1
+    );
+    scene.run(&statement).await?;
+    Ok(())
+}
+
+/// How often trials of kills kill.
+fn kills() -> usize {
+    let kills = env::var("HEADWATER_KILLS").ok();
+    kills.and_then(|kills| kills.parse().ok()).unwrap_or(2)
+}
+
+/// Fails if more than [`ROWS`] rows, and `more` that were on their way, were computed.
+fn no_more_than(scene: &Scene, more: usize) -> Outcome<()> {
+    match scene.all_calls()? {
+        calls if calls <= ROWS as usize + more => Ok(()),
+        calls => Err(format!("{calls} calls for {ROWS} rows").into()),
+    }
+}
+
+/// Fails if anything is left of jobs once VACUUM has run.
+async fn nothing_left(scene: &Scene) -> Outcome<()> {
+    for table in ["t", "v"] {
+        // There is not everywhere a view.
+        let _ = scene.run(&format!("VACUUM {table} RETAIN 0 HOURS")).await;
+    }
+    let left = scene.own_files("staged")?;
+    match left.is_empty() {
+        true => Ok(()),
+        false => Err(format!("VACUUM left {left:?}").into()),
+    }
 }
 
 /// Waits until so many rows are computed.
@@ -86,8 +126,7 @@ async fn is_right(scene: &Scene) -> Outcome<()> {
 /// Executors are killed at random moments, and others take their place: the refresh goes on, and computes again only what
 /// was on its way.
 async fn executors_killed() -> Outcome<()> {
-    let kills = env::var("HEADWATER_KILLS").ok();
-    let kills: usize = kills.and_then(|kills| kills.parse().ok()).unwrap_or(2);
+    let kills = kills();
     let mut random = StdRng::seed_from_u64(20_261_122);
     let cluster = cluster(&[&["--slots", "2"], &["--slots", "2"]]).await?;
     for kill in 0..kills {
@@ -104,10 +143,8 @@ async fn executors_killed() -> Outcome<()> {
         }
         is_right(&scene).await?;
         // Two units were on their way in the executor, of fifty rows each.
-        let calls = scene.all_calls()?;
-        if calls > ROWS as usize + 100 {
-            return Err(format!("{calls} calls for {ROWS} rows").into());
-        }
+        no_more_than(&scene, 100)?;
+        nothing_left(&scene).await?;
     }
     Ok(())
 }
@@ -217,8 +254,5 @@ async fn cancelled() -> Outcome<()> {
     }
     scene.run(REFRESH).await?;
     is_right(&scene).await?;
-    match scene.all_calls()? {
-        calls if calls <= ROWS as usize + 30 => Ok(()),
-        calls => Err(format!("{calls} calls for {ROWS} rows").into()),
-    }
+    no_more_than(&scene, 30)
 }

@@ -3,7 +3,8 @@
 //!
 //! With `HEADWATER_TEST_SHELL=1` in its environment the same binary is the `headwater`
 //! shell with the functions of [`functions`] added, so that a test can start, watch
-//! and kill a process whose computation counts its calls, sleeps or fails.
+//! and kill a process whose computation counts its calls, sleeps or fails. `HEADWATER_TEST_CLUSTER` names
+//! the scheduler of a cluster that it drives.
 
 mod cluster;
 mod conflicts;
@@ -26,6 +27,7 @@ use std::env;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use headwater::engine::Engine;
 use headwater::session::Headwater;
 use libtest_mimic::{Arguments, Trial};
 
@@ -78,5 +80,9 @@ fn shell() -> ExitCode {
         .fold(builder, |builder, function| {
             builder.scalar_function(function)
         });
+    let builder = match env::var("HEADWATER_TEST_CLUSTER") {
+        Ok(url) => builder.engine(Engine::ballista(url)),
+        Err(_) => builder,
+    };
     headwater::shell::run(env::args_os(), builder)
 }

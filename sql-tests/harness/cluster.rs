@@ -13,6 +13,8 @@ use tokio::runtime::Runtime;
 
 use crate::functions;
 use crate::harness::Failure;
+use crate::harness::daemon::Daemon;
+use crate::harness::scene::Outcome;
 
 /// A cluster. Its executors end with it.
 pub struct Cluster {
@@ -101,8 +103,13 @@ impl Cluster {
     }
 }
 
-fn start_executor(scheduler: &str, arguments: &[&str]) -> io::Result<Child> {
-    let mut executor = Command::new(env::current_exe()?)
+/// An executor of the scheduler at a URL, as a process that is listened to.
+pub fn executor(scheduler: &str, arguments: &[&str]) -> Outcome<Daemon> {
+    Daemon::new(spawn_executor(scheduler, arguments)?)
+}
+
+fn spawn_executor(scheduler: &str, arguments: &[&str]) -> io::Result<Child> {
+    Command::new(env::current_exe()?)
         .env("HEADWATER_TEST_SHELL", "1")
         .env("HEADWATER_TEST_LEASH", "1")
         .args(["executor", "--scheduler", scheduler])
@@ -110,7 +117,11 @@ fn start_executor(scheduler: &str, arguments: &[&str]) -> io::Result<Child> {
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
-        .spawn()?;
+        .spawn()
+}
+
+fn start_executor(scheduler: &str, arguments: &[&str]) -> io::Result<Child> {
+    let mut executor = spawn_executor(scheduler, arguments)?;
     let stderr = executor.stderr.take();
     let mut lines = BufReader::new(stderr.ok_or_else(|| io::Error::other("no stderr"))?).lines();
     let mut said = Vec::new();

@@ -8,12 +8,14 @@
 //! - [`render`] turns results into text, [`normalize`] takes out of it what differs from
 //!   run to run,
 //! - [`process`] runs this binary as a shell in a process of its own, [`daemon`] listens to one that goes on,
+//! - [`certificates`] makes certificates,
 //! - [`cluster`] is a cluster: a scheduler, and executors in processes of their own,
 //! - [`python`] is a Python that has pylance, or moto,
 //! - [`s3`] is a store that answers as S3 does,
 //! - [`scene`] is a database for tests of several processes,
 //! - [`checks`] tests all of this.
 
+pub mod certificates;
 pub mod checks;
 pub mod cluster;
 pub mod command;

@@ -13,6 +13,8 @@ pub struct TestShell {
     database: PathBuf,
     calls: PathBuf,
     options: HashMap<String, String>,
+    /// The scheduler of a cluster that it drives.
+    cluster: Option<String>,
 }
 
 /// What a shell left when it ended.
@@ -33,12 +35,19 @@ impl TestShell {
             database: database.to_path_buf(),
             calls: calls.to_path_buf(),
             options: HashMap::new(),
+            cluster: None,
         }
     }
 
     /// The same with `options` for the object store.
     pub fn with_options(self, options: HashMap<String, String>) -> Self {
         Self { options, ..self }
+    }
+
+    /// The same, driving the cluster of this scheduler.
+    pub fn with_cluster(self, cluster: &str) -> Self {
+        let cluster = Some(cluster.to_string());
+        Self { cluster, ..self }
     }
 
     /// Starts it with one `-c` for each statement.
@@ -54,6 +63,9 @@ impl TestShell {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        if let Some(cluster) = &self.cluster {
+            command.env("HEADWATER_TEST_CLUSTER", cluster);
+        }
         for (name, value) in &self.options {
             command.arg("--option").arg(format!("{name}={value}"));
         }

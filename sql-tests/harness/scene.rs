@@ -39,19 +39,47 @@ impl Scene {
     /// A database made by `statements`, whose plans run on a cluster.
     pub async fn on_cluster(cluster: &str, statements: &[&str]) -> Outcome<Self> {
         let mut scene = Self::new(&[]).await?;
-        let builder = Headwater::builder()
-            .database(scene.database().display().to_string())
-            .engine(Engine::ballista(cluster))
-            .function_codec(Arc::new(functions::CallsCodec));
-        let functions = functions::all(Some(scene.file("calls")));
-        let builder = functions.into_iter().fold(builder, |builder, function| {
-            builder.scalar_function(function)
-        });
-        scene.headwater = builder.build().await?;
+        let database = scene.database().display().to_string();
+        scene.drive(cluster, &database, HashMap::new()).await?;
         for statement in statements {
             scene.run(statement).await?;
         }
         Ok(scene)
+    }
+
+    /// A database at a URL, in a store with `options`, whose plans run on a cluster.
+    pub async fn at_url_on_cluster(
+        cluster: &str,
+        url: &str,
+        options: HashMap<String, String>,
+        statements: &[&str],
+    ) -> Outcome<Self> {
+        let mut scene = Self::at_url(url, options.clone(), &[]).await?;
+        scene.drive(cluster, url, options).await?;
+        for statement in statements {
+            scene.run(statement).await?;
+        }
+        Ok(scene)
+    }
+
+    /// From now on plans run on a cluster.
+    async fn drive(
+        &mut self,
+        cluster: &str,
+        database: &str,
+        options: HashMap<String, String>,
+    ) -> Outcome<()> {
+        let builder = Headwater::builder()
+            .database(database)
+            .storage_options(options)
+            .engine(Engine::ballista(cluster))
+            .function_codec(Arc::new(functions::CallsCodec));
+        let functions = functions::all(Some(self.file("calls")));
+        let builder = functions.into_iter().fold(builder, |builder, function| {
+            builder.scalar_function(function)
+        });
+        self.headwater = builder.build().await?;
+        Ok(())
     }
 
     /// A database at a URL, in a store with `options`, made by `statements`.

@@ -1,12 +1,11 @@
 //! TLS, with certificates made for the trial.
 
-use std::fs;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
 use super::{has, headwater, start, within};
+use crate::harness::certificates::Authority;
 use crate::harness::scene::{Outcome, Scene, block_on};
 
 pub(super) fn trials() -> Vec<Trial> {
@@ -14,29 +13,6 @@ pub(super) fn trials() -> Vec<Trial> {
         Trial::test("server/tls", || block_on(tls())),
         Trial::test("server/mutual_tls", || block_on(mutual_tls())),
     ]
-}
-
-/// A certificate that vouches for others.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
-
-impl Authority {
-    fn new(scene: &Scene, name: &str) -> Outcome<Self> {
-        let mut params = CertificateParams::new(Vec::new())?;
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let made = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
-        fs::write(scene.file(&format!("{name}.pem")), made.pem())?;
-        Ok(Self(made))
-    }
-
-    /// Makes a certificate for a host or a client, and its key.
-    fn vouch(&self, scene: &Scene, name: &str, host: &str) -> Outcome<()> {
-        let key = KeyPair::generate()?;
-        let params = CertificateParams::new(vec![host.to_string()])?;
-        let made = params.signed_by(&key, &self.0)?;
-        fs::write(scene.file(&format!("{name}.pem")), made.pem())?;
-        fs::write(scene.file(&format!("{name}.key")), key.serialize_pem())?;
-        Ok(())
-    }
 }
 
 fn path(scene: &Scene, name: &str) -> String {

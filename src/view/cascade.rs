@@ -282,7 +282,7 @@ async fn drive(
         let (_, last) = before(&environment, &request, Some(&progress)).await?;
         attempts(&environment, &last, &driver, &held, started).await
     };
-    let result = until_stopped(&driver, &held, work).await;
+    let result = until_stopped(&environment, &driver, &held, work).await;
     // A step that ran when this was told to stop has been told so, too: nobody waits for it any more.
     let step = lock(&progress.step).take();
     if let (Err(_), Some(step)) = (&result, step) {

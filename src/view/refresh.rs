@@ -21,14 +21,16 @@ use crate::job::counters::Count;
 use crate::job::driver::{Driver, Ending, JobRequest, end_interrupted, stop_error};
 use crate::job::environment::Environment;
 use crate::job::jobs::Begun;
-use crate::job::signal::Stop;
+use crate::job::signal::{Signal, Stop};
 use crate::storage::pin;
 use crate::{Error, ErrorKind, Result};
 
-/// How often a refresh is planned anew because the view was changed meanwhile.
+/// How often a refresh is planned anew because the view was changed meanwhile, or executors were lost.
 const ATTEMPTS: usize = 5;
 /// How long calls that were told to stop are waited for: their results are written down.
 const GRACE: Duration = Duration::from_millis(700);
+/// The same for calls that executors make: they take longer, and a stop should reach them within two seconds.
+const REMOTE_GRACE: Duration = Duration::from_millis(1800);
 
 /// What to refresh.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -196,13 +198,14 @@ async fn drive(
 ) -> Result<ViewReport> {
     let held = Held::default();
     let work = attempts(&environment, &request, &driver, &held, started);
-    let result = until_stopped(&driver, &held, work).await;
+    let result = until_stopped(&environment, &driver, &held, work).await;
     conclude(driver, result).await
 }
 
 /// The result of a job's work, or why it was told to stop: what is on its way stops here. Results of calls that were
 /// paid for are kept.
 pub(super) async fn until_stopped(
+    environment: &Environment,
     driver: &Driver,
     held: &Held,
     work: impl Future<Output = Result<ViewReport>>,
@@ -215,7 +218,11 @@ pub(super) async fn until_stopped(
     };
     if result.is_err() && held.is_some() {
         // What is being evaluated is paid for.
-        if let Ok(Ok(report)) = tokio::time::timeout(GRACE, &mut work).await {
+        let grace = match environment.cluster() {
+            Some(_) => REMOTE_GRACE,
+            None => GRACE,
+        };
+        if let Ok(Ok(report)) = tokio::time::timeout(grace, &mut work).await {
             result = Ok(Ok(report));
         }
     }
@@ -270,7 +277,12 @@ pub(super) async fn attempts(
     let mut attempt = 1;
     loop {
         match attempt_once(environment, request, driver, held, started).await {
-            Err(error) if error.kind() == ErrorKind::Conflict && attempt < ATTEMPTS => {
+            // Rows that executors had read go with them.
+            Err(error)
+                if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::Cluster)
+                    && attempt < ATTEMPTS
+                    && driver.signal().now() == Signal::Run =>
+            {
                 // The next attempt takes it from there.
                 held.write().await?;
                 attempt += 1;

@@ -21,6 +21,7 @@ use ballista_core::serde::protobuf::{
 use datafusion::arrow::array::RecordBatch;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::prelude::SessionConfig;
 use datafusion_proto::physical_plan::AsExecutionPlan;
 use datafusion_proto::protobuf::PhysicalPlanNode;
@@ -467,7 +468,11 @@ impl Submitted {
             location.is_sort_shuffle,
             true,
         );
-        fetched.await.map_err(|error| lost(&error))
+        let rows = fetched.await.map_err(|error| lost(&error))?;
+        let schema = rows.schema();
+        // It may also be lost in between.
+        let rows = rows.map_err(move |error| lost(&error).into());
+        Ok(Box::pin(RecordBatchStreamAdapter::new(schema, rows)))
     }
 }
 

@@ -244,6 +244,7 @@ pub async fn run(
                 settings.scheduler
             ),
         )
+        .with_hint("if it asks for certificates, write df+tls:// and name them with --cluster-ca, --cluster-certificate and --cluster-key")
     })?;
     let described = board::Executor {
         id: id.clone(),

@@ -139,11 +139,13 @@ impl Scheduler {
             .await
             .map_err(|error| failed(&error))?;
         let mut tasks = JoinSet::new();
-        let nudged = scheduler.clone();
+        let (nudged, seen) = (scheduler.clone(), board.clone());
         tasks.spawn(async move {
             while let Some(event) = events.next().await {
                 if let ClusterStateEvent::RemovedExecutor { executor_id } = event {
                     log::warn!("executor '{executor_id}' is lost");
+                    // Where there was one without a label, work without a pool waits for it.
+                    seen.goodbye(&executor_id);
                     tokio::time::sleep(SETTLE).await;
                     nudge(&nudged).await;
                 }

@@ -12,7 +12,7 @@ use datafusion::arrow::compute::{interleave, take, take_record_batch};
 use datafusion::arrow::datatypes::{DataType, SchemaRef, UInt64Type};
 use datafusion::execution::SendableRecordBatchStream;
 use futures::StreamExt;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, SemaphorePermit};
 
 use super::evaluate::{Evaluated, Failure};
 use super::{CallLayout, Calls, Value};
@@ -171,7 +171,25 @@ impl Rows {
         }
         match signal.proceed().await {
             None => Ok(()),
-            Some(stop) => Err(stop_error(stop, &self.calls.job)),
+            Some(stop) => {
+                // The error ends all partitions; calls that others have under way are paid for.
+                let all = u32::try_from(self.calls.concurrency).unwrap_or(u32::MAX);
+                drop(self.calls.permits.acquire_many(all).await);
+                Err(stop_error(stop, &self.calls.job))
+            }
+        }
+    }
+
+    /// One of as many permits as there are evaluations at once. A job may be told something while this waits.
+    async fn permit(&self) -> Result<SemaphorePermit<'_>> {
+        loop {
+            let permit = self.calls.permits.acquire().await;
+            let permit = permit.map_err(|error| Error::internal(format!("no permit: {error}")))?;
+            if self.calls.signal.now() == Signal::Run {
+                return Ok(permit);
+            }
+            drop(permit);
+            self.obey().await?;
         }
     }
 
@@ -223,10 +241,10 @@ impl Rows {
             }
         }
         calls.counters.add(Count::RowsReused, reused);
-        // Held while calls are made: so many are at once.
+        // Held while calls are made.
         let _permit = match groups.is_empty() {
             true => None,
-            false => calls.permits.acquire().await.ok(),
+            false => Some(self.permit().await?),
         };
         let (mut spent, mut called, mut is_due) = (Duration::ZERO, 0, false);
         for (group, chosen) in groups {
