@@ -22,30 +22,40 @@ use rand::rngs::StdRng;
 use rand::seq::IteratorRandom;
 use rand::{Rng, SeedableRng};
 
+use crate::harness::Engine;
+
 const DEFAULT_SEEDS: [u64; 2] = [1, 20_261_121];
 const DEFAULT_STEPS: usize = 120;
+const STEPS_ON_CLUSTER: usize = 30;
 
-/// The random walks.
+/// The random walks; and a shorter one on a cluster.
 pub(crate) fn trials() -> Vec<Trial> {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
-    let steps = number("HEADWATER_STEPS").map_or(DEFAULT_STEPS, |steps: u64| steps as usize);
+    let given = number("HEADWATER_STEPS").map(|steps: u64| steps as usize);
     let seeds = number("HEADWATER_SEED").map_or(DEFAULT_SEEDS.to_vec(), |seed| vec![seed]);
-    seeds
-        .into_iter()
-        .map(|seed| {
+    let here = seeds
+        .iter()
+        .map(|seed| (Engine::Local, "", DEFAULT_STEPS, *seed));
+    let there = seeds.last();
+    let there = there.map(|seed| (Engine::Cluster, "_on_cluster", STEPS_ON_CLUSTER, *seed));
+    here.chain(there)
+        .map(|(engine, name, steps, seed)| {
+            let steps = given.unwrap_or(steps);
+            let walk = move || {
+                let runtime = tokio::runtime::Runtime::new()?;
+                let walk = async {
+                    let mut walk = Walk::new(engine, seed).await?;
+                    walk.run(steps).await
+                };
+                runtime.block_on(walk).map_err(|error| {
+                    Failed::from(format!(
+                        "HEADWATER_SEED={seed} HEADWATER_STEPS={steps}: {error}"
+                    ))
+                })
+            };
             Trial::test(
-                format!("property::computed_columns_seed_{seed}"),
-                move || {
-                    let runtime = tokio::runtime::Runtime::new()?;
-                    runtime
-                        .block_on(Walk::new(seed))
-                        .and_then(|mut walk| runtime.block_on(walk.run(steps)))
-                        .map_err(|error| {
-                            Failed::from(format!(
-                                "HEADWATER_SEED={seed} HEADWATER_STEPS={steps}: {error}"
-                            ))
-                        })
-                },
+                format!("property::computed_columns{name}_seed_{seed}"),
+                walk,
             )
         })
         .collect()
@@ -92,10 +102,10 @@ struct Walk {
 }
 
 impl Walk {
-    async fn new(seed: u64) -> Outcome<Self> {
+    async fn new(engine: Engine, seed: u64) -> Outcome<Self> {
         let folder = tempfile::tempdir()?;
         let url = folder.path().join("db").display().to_string();
-        let headwater = Headwater::open(&url).await?;
+        let headwater = engine.open(&url).await?;
         let walk = Self {
             uri: format!("{url}/t.lance"),
             _folder: folder,

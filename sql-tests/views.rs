@@ -15,10 +15,13 @@ use libtest_mimic::{Failed, Trial};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
+
+use crate::harness::Engine;
 use regex::Regex;
 
 const DEFAULT_SEEDS: [u64; 1] = [20_261_121];
 const DEFAULT_STEPS: usize = 40;
+const STEPS_ON_CLUSTER: usize = 10;
 
 /// The class of queries that are computed in full.
 const FULL: &str = "full";
@@ -127,28 +130,36 @@ const CLASSES: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// The random walks, one for each class.
+/// The random walks, one for each class; and shorter ones on a cluster.
 pub(crate) fn trials() -> Vec<Trial> {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
-    let steps = number("HEADWATER_STEPS").map_or(DEFAULT_STEPS, |steps: u64| steps as usize);
+    let given = number("HEADWATER_STEPS").map(|steps: u64| steps as usize);
     let seeds = number("HEADWATER_SEED").map_or(DEFAULT_SEEDS.to_vec(), |seed| vec![seed]);
     let mut trials = Vec::new();
     for (class, queries) in CLASSES {
-        for seed in &seeds {
-            let seed = *seed;
-            trials.push(Trial::test(
-                format!("views::{class}_seed_{seed}"),
-                move || {
+        for seed in seeds.iter().copied() {
+            for (engine, name, steps) in [
+                (Engine::Local, "", DEFAULT_STEPS),
+                (Engine::Cluster, "_on_cluster", STEPS_ON_CLUSTER),
+            ] {
+                let steps = given.unwrap_or(steps);
+                let walk = move || {
                     let runtime = tokio::runtime::Runtime::new()?;
-                    runtime
-                        .block_on(async { Walk::new(seed, class, queries).await?.run(steps).await })
-                        .map_err(|error| {
-                            Failed::from(format!(
-                                "HEADWATER_SEED={seed} HEADWATER_STEPS={steps}: {error}"
-                            ))
-                        })
-                },
-            ));
+                    let walk = async {
+                        let mut walk = Walk::new(engine, seed, class, queries).await?;
+                        walk.run(steps).await
+                    };
+                    runtime.block_on(walk).map_err(|error| {
+                        Failed::from(format!(
+                            "HEADWATER_SEED={seed} HEADWATER_STEPS={steps}: {error}"
+                        ))
+                    })
+                };
+                trials.push(Trial::test(
+                    format!("views::{class}{name}_seed_{seed}"),
+                    walk,
+                ));
+            }
         }
     }
     trials
@@ -169,13 +180,14 @@ struct Walk {
 
 impl Walk {
     async fn new(
+        engine: Engine,
         seed: u64,
         class: &'static str,
         queries: &'static [&'static str],
     ) -> Outcome<Self> {
         let folder = tempfile::tempdir()?;
         let url = folder.path().join("db").display().to_string();
-        let headwater = Headwater::open(&url).await?;
+        let headwater = engine.open(&url).await?;
         let mut walk = Self {
             url,
             _folder: folder,

@@ -21,12 +21,12 @@ use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
 use crate::functions;
-use crate::harness::cluster::Cluster;
 use crate::harness::command::{self, Command};
 use crate::harness::daemon::Daemon;
 use crate::harness::normalize::Normalizer;
 use crate::harness::process::TestShell;
 use crate::harness::render::{ColumnKind, Rendered, render, render_value};
+use crate::harness::s3::S3;
 use crate::harness::{Engine, Failure, files};
 
 /// A statement that takes longer than this hangs.
@@ -47,6 +47,8 @@ pub struct Place {
     pub data: PathBuf,
     variables: Arc<Mutex<HashMap<String, String>>>,
     bugs: Arc<Mutex<Vec<String>>>,
+    /// The object store that the database is in.
+    store: Option<Arc<S3>>,
     /// The server of the file, once there is one.
     server: Arc<OnceCell<(Daemon, String)>>,
     _root: Arc<TempDir>,
@@ -59,8 +61,14 @@ impl Place {
         let path = root.path().canonicalize()?;
         let files = path.join("files");
         fs::create_dir(&files)?;
-        let database = match (env::var_os(STORE), path.file_name()) {
-            (Some(store), Some(name)) => Path::new(&store).join(name),
+        let store = match engine {
+            Engine::Stored => Some(S3::shared().map_err(io::Error::other)?),
+            _ => None,
+        };
+        let of_variable = env::var_os(STORE).map(PathBuf::from);
+        let given = store.as_ref().map(|_| PathBuf::from("s3://bucket"));
+        let database = match (given.or(of_variable), path.file_name()) {
+            (Some(store), Some(name)) => store.join(name),
             _ => path.join("db"),
         };
         Ok(Self {
@@ -70,6 +78,7 @@ impl Place {
             data: files::root().join("data"),
             variables: Arc::default(),
             bugs: Arc::default(),
+            store,
             server: Arc::default(),
             _root: Arc::new(root),
         })
@@ -157,7 +166,9 @@ enum Session {
 impl Session {
     async fn open(place: &Place) -> Result<Self, Failure> {
         match place.engine {
-            Engine::Local | Engine::Cluster => Ok(Self::Here(Box::new(open_session(place).await?))),
+            Engine::Local | Engine::Cluster | Engine::Stored => {
+                Ok(Self::Here(Box::new(open_session(place).await?)))
+            }
             Engine::Server => {
                 let options = Options::default();
                 let client = Client::connect(place.server().await?, &options);
@@ -304,13 +315,10 @@ impl Database {
 }
 
 async fn open_session(place: &Place) -> Result<Headwater, Failure> {
-    let builder = match place.engine {
-        Engine::Local | Engine::Server => Headwater::builder(),
-        Engine::Cluster => {
-            let cluster = Cluster::shared().await?;
-            Headwater::builder().engine(headwater::engine::Engine::ballista(cluster.url()))
-        }
-    };
+    let mut builder = place.engine.builder().await?;
+    if let Some(store) = &place.store {
+        builder = builder.storage_options(store.options());
+    }
     functions::all(Some(place.calls()))
         .into_iter()
         .fold(builder, |builder, function| {

@@ -34,6 +34,8 @@ pub mod scene;
 use std::env;
 use std::fmt;
 
+use headwater::session::{Headwater, HeadwaterBuilder};
+
 /// The variable with which all files run on a server.
 const ALL_ON_SERVER: &str = "HEADWATER_ALL_ON_SERVER";
 
@@ -61,6 +63,18 @@ const ON_SERVER: [&str; 20] = [
     "tables/types_nested.slt",
 ];
 
+/// The files that run on a database in an object store: what executors read and write there.
+const STORED: [&str; 8] = [
+    "columns/refresh.slt",
+    "columns/cascade.slt",
+    "jobs/control.slt",
+    "materialized_views/create.slt",
+    "materialized_views/paid_calls.slt",
+    "materialized_views/stages.slt",
+    "tables/queries.slt",
+    "tables/types_blob.slt",
+];
+
 /// Where the plans of a file run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Engine {
@@ -70,18 +84,51 @@ pub enum Engine {
     Cluster,
     /// In the process of a server, one for each file.
     Server,
+    /// On the cluster, and the database is in an object store.
+    Stored,
 }
 
 impl Engine {
     /// All engines.
-    pub const ALL: [Engine; 3] = [Engine::Local, Engine::Cluster, Engine::Server];
+    pub const ALL: [Engine; 4] = [
+        Engine::Local,
+        Engine::Cluster,
+        Engine::Server,
+        Engine::Stored,
+    ];
 
     /// Whether a file runs on it. On a server only some of each folder do, since each starts a process, and what differs
     /// from `local` is the way of statements and results; with [`ALL_ON_SERVER`] set to 1 all of them.
     pub fn runs(self, file: &str) -> bool {
-        self != Engine::Server
-            || ON_SERVER.contains(&file)
-            || env::var_os(ALL_ON_SERVER).is_some_and(|value| value == "1")
+        match self {
+            Engine::Local | Engine::Cluster => true,
+            Engine::Server => {
+                let all = env::var_os(ALL_ON_SERVER).is_some_and(|value| value == "1");
+                all || ON_SERVER.contains(&file)
+            }
+            Engine::Stored => STORED.contains(&file),
+        }
+    }
+
+    /// Opens a database without functions of the tests.
+    pub async fn open(self, url: &str) -> Result<Headwater, Failure> {
+        self.builder()
+            .await?
+            .database(url)
+            .build()
+            .await
+            .map_err(Failure::new)
+    }
+
+    /// A session whose plans run on it.
+    async fn builder(self) -> Result<HeadwaterBuilder, Failure> {
+        Ok(match self {
+            Engine::Local | Engine::Server => Headwater::builder(),
+            Engine::Cluster | Engine::Stored => {
+                let cluster = cluster::Cluster::shared().await?;
+                Headwater::builder().engine(headwater::engine::Engine::ballista(cluster.url()))
+            }
+        })
     }
 
     /// Its name in the names of trials, and the label for `onlyif` and `skipif`.
@@ -90,6 +137,7 @@ impl Engine {
             Engine::Local => "local",
             Engine::Cluster => "cluster",
             Engine::Server => "server",
+            Engine::Stored => "stored",
         }
     }
 }

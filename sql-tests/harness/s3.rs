@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::harness::python::python_with_moto;
 use crate::harness::scene::Outcome;
@@ -36,6 +37,18 @@ pub struct S3 {
 }
 
 impl S3 {
+    /// One for all files that are there at the same time.
+    pub fn shared() -> Outcome<Arc<Self>> {
+        static SHARED: Mutex<Weak<S3>> = Mutex::new(Weak::new());
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(s3) = shared.upgrade() {
+            return Ok(s3);
+        }
+        let s3 = Arc::new(Self::start()?);
+        *shared = Arc::downgrade(&s3);
+        Ok(s3)
+    }
+
     /// Starts a server on a free port of this machine.
     pub fn start() -> Outcome<Self> {
         let mut server = Command::new(python_with_moto()?)

@@ -23,7 +23,7 @@ use datafusion::logical_expr::Expr;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::stream::BoxStream;
-use futures::{StreamExt, TryStreamExt, future, stream};
+use futures::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::task::JoinSet;
@@ -36,13 +36,14 @@ use super::staged::{Staged, Staging};
 use super::work::{Pace, Work};
 use super::write::{WrittenUnit, written_units};
 use crate::engine::ballista::board::{Demand, Inquiry};
+use crate::engine::ballista::client::slots_for;
 use crate::engine::ballista::{Cluster, Purpose};
 use crate::engine::deferred::{Codecs, DeferredExec, NodeCodec};
 use crate::engine::function::{read_function, write_function};
 use crate::engine::units::{self, Units};
 use crate::engine::wire::{find_error, write_error};
 use crate::function::is_users;
-use crate::job::admission::until_done;
+use crate::job::admission::{InFlight, until_done};
 use crate::job::counters::{Counters, Reading};
 use crate::job::environment::Environment;
 use crate::job::signal::{Signal, Signaller};
@@ -52,6 +53,8 @@ use crate::{Error, ErrorKind, Result};
 
 /// The name of the kind of node.
 const KIND: &str = "column unit";
+/// Units on their way or waiting to be, at most.
+const MOST: usize = 1024;
 /// How often a driver asks how far its units are, and says what its job is told.
 const INQUIRIES: Duration = Duration::from_millis(200);
 
@@ -127,15 +130,15 @@ pub(super) struct Round {
     pub(super) purpose: Purpose,
 }
 
-/// Has `units` computed by a cluster, `concurrency` at once. No more are begun when `go_on` says so. Dropping the
-/// stream stops them.
+/// Has `units` computed by a cluster, as many at once as `in_flight` says. No more are begun when `go_on` says so.
+/// Dropping the stream stops them.
 pub(super) fn run_units(
     environment: &Environment,
     cluster: Arc<Cluster>,
     round: Round,
     units: Vec<Unit>,
     split: Arc<HashMap<u64, SplitFile>>,
-    concurrency: usize,
+    in_flight: InFlight,
     go_on: impl Fn() -> bool + Send + Sync + 'static,
 ) -> BoxStream<'static, Result<Vec<WrittenUnit>>> {
     let functions = match described_functions(&round.computation.columns, cluster.codecs()) {
@@ -144,15 +147,21 @@ pub(super) fn run_units(
     };
     let round = Arc::new(round);
     let config = environment.state.config().clone();
-    let watch = Watch::begin(Arc::clone(&cluster), &round, units.len());
+    let in_flight = Arc::new(in_flight);
+    let watch = Watch::begin(Arc::clone(&cluster), &round, &in_flight, units.len());
+    let go_on = Arc::new(go_on);
     stream::iter(units.into_iter().enumerate())
-        .take_while(move |_| future::ready(go_on()))
         .map(move |(place, unit)| {
+            let (in_flight, go_on) = (Arc::clone(&in_flight), Arc::clone(&go_on));
             let (round, cluster) = (Arc::clone(&round), Arc::clone(&cluster));
             let (config, watch) = (config.clone(), watch.clone());
             let split = split.get(&unit.fragment).cloned();
             let functions = Arc::clone(&functions);
             async move {
+                let _permit = in_flight.permit().await?;
+                if !go_on() {
+                    return Ok(Vec::new());
+                }
                 let attempt = || async {
                     let split = split.as_ref().map(SplitFile::write).transpose()?;
                     let description =
@@ -181,7 +190,7 @@ pub(super) fn run_units(
                 until_done(&round.work.signal, attempt).await
             }
         })
-        .buffer_unordered(concurrency.max(1))
+        .buffer_unordered(MOST)
         .boxed()
 }
 
@@ -274,7 +283,12 @@ struct Watch {
 }
 
 impl Watch {
-    fn begin(cluster: Arc<Cluster>, round: &Round, units: usize) -> Self {
+    fn begin(
+        cluster: Arc<Cluster>,
+        round: &Round,
+        in_flight: &Arc<InFlight>,
+        units: usize,
+    ) -> Self {
         let work = &round.work;
         let left = Arc::new(AtomicU64::new(units as u64));
         let (job, pool, units_left) = (
@@ -284,6 +298,7 @@ impl Watch {
         );
         let readings: Arc<Mutex<BTreeMap<String, Reading>>> = Arc::default();
         let mut task = JoinSet::new();
+        let in_flight = Arc::clone(in_flight);
         let (watched, counters, signal) = (
             Arc::clone(&readings),
             Arc::clone(&work.counters),
@@ -306,6 +321,7 @@ impl Watch {
                 let Ok(answer) = cluster.inquire(&inquiry).await else {
                     continue;
                 };
+                in_flight.grow(slots_for(&answer.executors, pool.as_deref()));
                 for (token, progress) in answer.units {
                     if let Ok(now) = serde_json::from_value::<Reading>(progress)
                         && let Some(before) = lock(&watched).get_mut(&token)

@@ -1,10 +1,12 @@
 //! Whether a job finds executors for its work, and what becomes of work that a cluster is to blame for.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use backon::{ExponentialBuilder, Retryable};
 use serde::{Deserialize, Serialize};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::driver::Driver;
 use super::environment::Environment;
@@ -17,7 +19,7 @@ use crate::{Error, ErrorKind, Result};
 pub const ADMISSION_TIMEOUT: Duration = Duration::from_secs(600);
 /// How often it is asked whether there is an executor by now.
 const INQUIRIES: Duration = Duration::from_millis(200);
-/// How long a job that was interrupted waits for an executor whatever was said.
+/// How long a job that was interrupted waits for an executor at least.
 const RESUMED: Duration = Duration::from_secs(60);
 /// How often work is given to the cluster again that the cluster is to blame for.
 const ATTEMPTS: usize = 4;
@@ -86,6 +88,7 @@ impl Placement {
             // The server was started again, and executors take a moment to come back.
             Admission::Strict if driver.is_resumed() => RESUMED,
             Admission::Strict => Duration::ZERO,
+            Admission::Wait(patience) if driver.is_resumed() => patience.max(RESUMED),
             Admission::Wait(patience) => patience,
         };
         loop {
@@ -113,6 +116,53 @@ impl Placement {
     }
 }
 
+/// How much work of a job may be on its way at once: as much as was asked for, otherwise as much as there are slots, also
+/// when these become more while it runs.
+#[derive(Debug)]
+pub struct InFlight {
+    permits: Semaphore,
+    most: AtomicUsize,
+    is_given: bool,
+}
+
+impl InFlight {
+    /// As much as `given`, otherwise as `slots`; one at least.
+    pub fn new(given: Option<usize>, slots: usize) -> Self {
+        let most = given.unwrap_or(slots).max(1);
+        Self {
+            permits: Semaphore::new(most),
+            most: AtomicUsize::new(most),
+            is_given: given.is_some(),
+        }
+    }
+
+    /// There are so many slots by now. Where they become fewer, work waits in the scheduler.
+    pub fn grow(&self, slots: usize) {
+        if self.is_given {
+            return;
+        }
+        let before = self.most.fetch_max(slots, Ordering::SeqCst);
+        self.permits.add_permits(slots.saturating_sub(before));
+    }
+
+    /// Waits until more may be on its way; it is as long as this is held.
+    ///
+    /// # Errors
+    ///
+    /// None in practice: nobody closes it.
+    pub async fn permit(&self) -> Result<SemaphorePermit<'_>> {
+        let permit = self.permits.acquire().await;
+        permit.map_err(|error| Error::internal(format!("no permit: {error}")))
+    }
+
+    /// Waits until nothing is on its way.
+    pub async fn settled(&self) {
+        let most = self.most.load(Ordering::SeqCst);
+        let all = u32::try_from(most).unwrap_or(u32::MAX);
+        drop(self.permits.acquire_many(all).await);
+    }
+}
+
 /// Gives work to a cluster, again if it is the cluster that failed and the job that `signal` is of goes on.
 ///
 /// # Errors
@@ -133,4 +183,24 @@ where
         .when(may_help)
         .notify(|error, _| log::warn!("work of a job is given out again: {error}"))
         .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn more_slots_let_more_be_on_its_way() {
+        let (free, bound) = (InFlight::new(None, 1), InFlight::new(Some(1), 4));
+        for in_flight in [&free, &bound] {
+            in_flight.grow(3);
+            in_flight.grow(2);
+        }
+        let held = [free.permit().await.unwrap(), free.permit().await.unwrap()];
+        assert_eq!(free.permits.available_permits(), 1);
+        assert_eq!(bound.permits.available_permits(), 1);
+        drop(held);
+        free.settled().await;
+        assert_eq!(free.permits.available_permits(), 3);
+    }
 }

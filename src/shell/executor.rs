@@ -252,6 +252,12 @@ fn start(told: Told, builder: HeadwaterBuilder) -> Result<()> {
             None => None,
         };
         if let Some(http) = &_http {
+            // Whoever asks whether it is ready hears that it is not, once it is told to end.
+            let (state, mut ends) = (http.state().clone(), stop.clone());
+            tokio::spawn(async move {
+                let _ = ends.wait_for(|stop| *stop).await;
+                state.ending();
+            });
             say(&format!("Figures are at http://{}/metrics", http.address()));
         }
         executor::run(told.settings, codecs, stop, |executor, figures| {

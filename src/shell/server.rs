@@ -218,7 +218,15 @@ impl ServerArguments {
             path(self.cluster_certificate, "cluster-certificate")?,
             path(self.cluster_key, "cluster-key")?,
         )?;
-        let cluster = text(self.cluster_bind, "cluster-bind")?.map(|bind| ClusterSettings {
+        let cluster_bind = text(self.cluster_bind, "cluster-bind")?;
+        if cluster_bind.is_none() && certificates.is_some() {
+            return Err(
+                Error::invalid("--cluster-ca needs --cluster-bind").with_hint(
+                    "certificates of clients' connections are --tls-certificate and --tls-key",
+                ),
+            );
+        }
+        let cluster = cluster_bind.map(|bind| ClusterSettings {
             bind,
             host,
             executor_timeout,

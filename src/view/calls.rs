@@ -32,7 +32,6 @@ use datafusion::physical_plan::{
     PlanProperties,
 };
 use futures::{StreamExt, stream};
-use tokio::sync::Semaphore;
 
 use self::evaluate::Evaluator;
 use self::remote::Remote;
@@ -42,12 +41,17 @@ use super::failed::{self, FailedKeys, FailedRows, OnError};
 use super::paid::PaidColumn;
 use crate::column::work::Pace;
 use crate::database::Database;
+use crate::job::admission::InFlight;
 use crate::job::counters::{Count, Counters};
 use crate::job::driver::Driver;
 use crate::job::ledger::Ledger;
 use crate::job::signal::Signaller;
 use crate::storage::RowSet;
 use crate::{Error, Result};
+
+/// Pieces that are on their way or wait on a cluster, of all partitions together. One that waits is only a place in rows
+/// that were read.
+const AHEAD: usize = 256;
 
 /// What the calls of one attempt at a refresh share.
 #[derive(Debug)]
@@ -75,9 +79,7 @@ pub(super) struct Calls {
     /// Where calls are made; `None` for this process.
     pub(super) remote: Option<Remote>,
     /// Evaluations at once.
-    pub(super) concurrency: usize,
-    /// As many as that.
-    pub(super) permits: Semaphore,
+    pub(super) in_flight: InFlight,
     /// What becomes of a row whose call fails.
     pub(super) on_error: OnError,
     /// Rows on record as failed, by column.
@@ -89,11 +91,11 @@ pub(super) struct Calls {
 }
 
 impl Calls {
-    /// How many evaluations a partition of as many has on its way: here one. Executors get enough that none of them waits
-    /// where some partitions have fewer rows than others.
+    /// How many pieces of a partition of as many are on their way or wait: here one. On a cluster there are enough for
+    /// slots that are added, and for those of partitions that have fewer rows.
     fn ahead(&self, partitions: usize) -> usize {
         match &self.remote {
-            Some(_) => (2 * self.concurrency).div_ceil(partitions.max(1)),
+            Some(_) => AHEAD.div_ceil(partitions.max(1)),
             None => 1,
         }
     }

@@ -415,6 +415,8 @@ async fn begin_columns(
         cascade: true,
         settings: Settings {
             timeout: request.timeout,
+            concurrency: request.concurrency,
+            placement: request.placement.clone(),
             ..Default::default()
         },
         statement: request.statement.clone(),

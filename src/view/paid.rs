@@ -16,7 +16,6 @@ use datafusion::logical_expr::{
     Expr, ExprSchemable, Join, JoinConstraint, LogicalPlan, LogicalPlanBuilder, cast, lit,
 };
 use lance::Dataset;
-use tokio::sync::Semaphore;
 
 use super::assess::{Complete, Scope};
 use super::calls::evaluate::Evaluator;
@@ -33,6 +32,7 @@ use super::relation::{KeyColumn, Side, hidden_names, key_columns, project};
 use crate::column::work::Pace;
 use crate::delta::{self, Delta, FieldIdentity, VersionStamp};
 use crate::function::has_call;
+use crate::job::admission::InFlight;
 use crate::job::driver::Driver;
 use crate::job::environment::Environment;
 use crate::storage::RowSet;
@@ -164,12 +164,10 @@ pub(super) async fn prepare(
     let keys = root.keys.iter().map(table);
     let failed_now = columns.iter().map(|_| FailedKeys::default()).collect();
     let cluster = environment.cluster();
-    let concurrency = match (request.concurrency, &cluster) {
-        (Some(concurrency), _) => concurrency,
-        (None, Some(cluster)) => cluster.slots(request.placement.pool.as_deref()).await?,
-        (None, None) => environment.state.config().target_partitions(),
+    let slots = match &cluster {
+        Some(cluster) => cluster.slots(request.placement.pool.as_deref()).await?,
+        None => environment.state.config().target_partitions(),
     };
-    let concurrency = concurrency.max(1);
     let remote = cluster.map(|cluster| Remote {
         cluster,
         purpose: request.placement.purpose(driver.id()),
@@ -188,8 +186,7 @@ pub(super) async fn prepare(
             None => Pace::adaptive(checkpoints.interval()),
         },
         remote,
-        concurrency,
-        permits: Semaphore::new(concurrency),
+        in_flight: InFlight::new(request.concurrency, slots),
         checkpoints,
         staged,
         on_error: request.on_error,

@@ -27,6 +27,7 @@ use crate::column::state::ColumnState;
 use crate::column::work::{Pace, Work, is_stop};
 use crate::column::write::written_units;
 use crate::engine::run_partitions;
+use crate::job::admission::InFlight;
 use crate::job::counters::Count;
 use crate::job::signal::{Signal, Stop};
 use crate::storage::column_file::{SplitFile, files_that_fit};
@@ -97,9 +98,17 @@ impl Run {
             let reused_rows = whole.values().flat_map(|w| &w.rows).map(RowSet::len).sum();
             counters.add(Count::RowsReused, reused_rows);
         }
+        let left = pass.fragments.len() - whole.len();
+        let mut stopped = match left {
+            0 => None,
+            _ => self.admitted(left).await?,
+        };
         let concurrency = self.concurrency().await;
-        let units: Vec<Unit> = pass
-            .units(concurrency)
+        let units: Vec<Unit> = match stopped {
+            Some(_) => Vec::new(),
+            None => pass.units(concurrency),
+        };
+        let units: Vec<Unit> = units
             .into_iter()
             .filter(|unit| !whole.contains_key(&unit.fragment))
             .collect();
@@ -151,7 +160,7 @@ impl Run {
             overtaken: Arc::default(),
         };
         let mut plan = None;
-        let (mut stopped, mut failed) = (None, None);
+        let mut failed = None;
         if !units.is_empty() {
             let split = flight.split(&units)?;
             let made = flight.plan(&units, split.clone()).await?;
@@ -227,6 +236,19 @@ impl Run {
             }
         }
         Ok(landed)
+    }
+
+    /// Waits until there are executors, if there is a cluster; unless the job is told to stop meanwhile.
+    async fn admitted(&self, units: usize) -> Result<Option<Stop>> {
+        let Some(cluster) = self.environment.cluster() else {
+            return Ok(None);
+        };
+        let placement = &self.settings().placement;
+        let signal = self.driver.signal();
+        tokio::select! {
+            admitted = placement.admitted(&cluster, &self.driver, units) => admitted.map(|()| None),
+            stop = signal.stopped() => Ok(Some(stop)),
+        }
     }
 
     async fn concurrency(&self) -> usize {
@@ -343,14 +365,6 @@ impl Flight<'_> {
             Some(_) => REMOTE_GRACE,
             None => GRACE,
         };
-        if let Some(cluster) = &cluster {
-            let placement = &self.run.settings().placement;
-            let admitted = placement.admitted(cluster, &self.run.driver, units.len());
-            tokio::select! {
-                admitted = admitted => admitted?,
-                stop = signal.stopped() => return Ok(Landing::Stopped(stop)),
-            }
-        }
         let mut writing = match cluster {
             Some(cluster) => run_units(
                 environment,
@@ -358,7 +372,7 @@ impl Flight<'_> {
                 self.remote_round(),
                 units.to_vec(),
                 Arc::clone(split),
-                concurrency,
+                InFlight::new(self.run.settings().concurrency, concurrency),
                 go_on,
             ),
             None => run_partitions(

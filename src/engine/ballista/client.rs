@@ -299,7 +299,8 @@ pub(super) fn eligible<'a>(
     })
 }
 
-fn slots_for(executors: &[Seen], pool: Option<&str>) -> usize {
+/// Tasks that `executors` run at once for a pool.
+pub fn slots_for(executors: &[Seen], pool: Option<&str>) -> usize {
     let slots = eligible(executors, pool).map(|seen| seen.executor.slots as usize);
     slots.sum()
 }

@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use ballista_core::extension::EndpointOverrideFn;
 use rustls::RootCertStore;
+use rustls::client::verify_server_name;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{ServerConfig, WebPkiClientVerifier};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::{ParsedCertificate, ServerConfig, WebPkiClientVerifier};
 use tokio_rustls::TlsAcceptor;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity, ServerTlsConfig};
 
@@ -221,6 +222,17 @@ fn acceptor(
     }
     let own = certificates(certificate).map_err(|why| (Part::Certificate, why))?;
     let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| (Part::Key, error.to_string()))?;
+    if let Some(first) = own.first() {
+        let unfit = |error: rustls::Error| (Part::Certificate, error.to_string());
+        let first = ParsedCertificate::try_from(first).map_err(unfit)?;
+        let name =
+            ServerName::try_from(NAME).map_err(|error| (Part::Certificate, error.to_string()))?;
+        // Others would not connect to this process, and it would not know why.
+        verify_server_name(&first, &name).map_err(|_| {
+            let why = format!("'{NAME}' is not among its subject's alternative names");
+            (Part::Certificate, why)
+        })?;
+    }
     let verifier = WebPkiClientVerifier::builder(Arc::new(roots))
         .build()
         .map_err(|error| (Part::Authority, error.to_string()))?;

@@ -85,6 +85,12 @@ pub(in crate::view) struct Remote {
 }
 
 impl Remote {
+    /// Tasks that the executors run at once which make calls; 0 where that can't be told.
+    pub(super) async fn slots(&self) -> usize {
+        let slots = self.cluster.slots(self.purpose.pool.as_deref()).await;
+        slots.unwrap_or_default()
+    }
+
     /// As [`Evaluator::evaluate`], and how long it took.
     pub(super) async fn evaluate(
         &self,

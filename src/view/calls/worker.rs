@@ -173,18 +173,20 @@ impl Rows {
             None => Ok(()),
             Some(stop) => {
                 // The error ends all partitions; calls that others have under way are paid for.
-                let all = u32::try_from(self.calls.concurrency).unwrap_or(u32::MAX);
-                drop(self.calls.permits.acquire_many(all).await);
+                self.calls.in_flight.settled().await;
                 Err(stop_error(stop, &self.calls.job))
             }
         }
     }
 
-    /// One of as many permits as there are evaluations at once. A job may be told something while this waits.
+    /// Waits until more calls may be made at once. A job may be told something meanwhile.
     async fn permit(&self) -> Result<SemaphorePermit<'_>> {
+        let in_flight = &self.calls.in_flight;
         loop {
-            let permit = self.calls.permits.acquire().await;
-            let permit = permit.map_err(|error| Error::internal(format!("no permit: {error}")))?;
+            if let Some(remote) = &self.calls.remote {
+                in_flight.grow(remote.slots().await);
+            }
+            let permit = in_flight.permit().await?;
             if self.calls.signal.now() == Signal::Run {
                 return Ok(permit);
             }
