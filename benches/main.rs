@@ -44,10 +44,13 @@ fn run(arguments: &[String]) -> Result<()> {
         .thread_stack_size(WORKER_STACK)
         .build()?;
     // A benchmark starts this program again to measure a process of its own.
-    if let [flag, rest @ ..] = arguments
-        && flag == suite::memory::CHILD
-    {
-        return runtime.block_on(suite::memory::child(rest));
+    if let [flag, rest @ ..] = arguments {
+        match flag.as_str() {
+            suite::memory::CHILD => return runtime.block_on(suite::memory::child(rest)),
+            suite::cluster::EXECUTOR => return runtime.block_on(suite::cluster::executor(rest)),
+            suite::cluster::DRIVER => return runtime.block_on(suite::cluster::driver(rest)),
+            _ => {}
+        }
     }
     let Some(settings) = Settings::read(arguments, &suite::names())? else {
         println!("{}", usage());

@@ -331,6 +331,7 @@ impl HeadwaterBuilder {
         }
         let state = builder.with_config(config).build();
         let context = SessionContext::new_with_state(state);
+        let is_local = cluster.is_none();
         let own = catalog(&database, &self.clock, cluster);
         context.register_catalog(CATALOG_NAME, own);
         for function in blob_functions(database.root().blobs()) {
@@ -345,6 +346,7 @@ impl HeadwaterBuilder {
             file_schema(&context, database.root().settings().clone())?,
         );
         let ledger = Ledger::new(database, self.clock);
+        let ledger = if is_local { ledger } else { ledger.on_cluster() };
         let jobs = Jobs::new(if self.served { ledger.served() } else { ledger });
         Ok(Headwater {
             executor: Executor::new(context, Arc::new(jobs)),

@@ -68,16 +68,22 @@ pub async fn child(arguments: &[String]) -> Result<()> {
     let headwater = Headwater::open(url).await?;
     let sql = format!("REFRESH COLUMN area ON {table} FULL");
     headwater.sql(&sql).await?.collect().await?;
+    println!("{}", peak_of_this()?);
+    Ok(())
+}
+
+/// The peak of this process, in KiB.
+pub fn peak_of_this() -> Result<u64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let peak = status
         .lines()
         .find_map(|line| line.strip_prefix("VmHWM:"))
         .and_then(|rest| rest.split_whitespace().next())
         .ok_or("this system does not tell the peak memory of a process")?;
-    println!("{peak}");
-    Ok(())
+    Ok(peak.parse()?)
 }
 
-fn mebibytes(kibibytes: u64) -> String {
+/// KiB, written as MiB.
+pub fn mebibytes(kibibytes: u64) -> String {
     format!("{:.0} MiB", kibibytes as f64 / 1024.0)
 }

@@ -1,6 +1,7 @@
 //! The benchmarks.
 
 mod append;
+pub mod cluster;
 mod jobs;
 pub mod memory;
 mod metadata;
@@ -23,6 +24,8 @@ pub fn names() -> Vec<&'static str> {
         "describe",
         "start",
         "server",
+        "cluster",
+        "cluster_memory",
         "query",
         "ledger",
         "jobs",
@@ -44,6 +47,8 @@ pub async fn run(name: &str, settings: &Settings) -> Result<Report> {
         "describe" => metadata::describe(settings).await,
         "start" => metadata::start(settings).await,
         "server" => server::run(settings).await,
+        "cluster" => cluster::run(settings).await,
+        "cluster_memory" => cluster::memory(settings).await,
         "query" => query::run(settings).await,
         "ledger" => jobs::ledger(settings).await,
         "jobs" => jobs::show(settings).await,

@@ -103,7 +103,7 @@ impl Driver {
                     version: request.version,
                     submitted_at: ledger.now(),
                     submitted_by: process.clone(),
-                    engine: "local".to_string(),
+                    engine: ledger.engine().to_string(),
                     served: ledger.is_served(),
                 };
                 // Before it claims anything: a claim of a job that is not there counts for nothing.

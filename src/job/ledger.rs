@@ -43,12 +43,19 @@ const NUMBERING_ATTEMPTS: usize = 100;
 
 pub(super) const ACTIVE: &str = "active-jobs";
 
+/// Plans run in the process that drives a job.
+const LOCAL: &str = "local";
+/// Plans run on a cluster.
+const CLUSTER: &str = "ballista";
+
 /// The jobs of a database.
 #[derive(Debug, Clone)]
 pub struct Ledger {
     database: Arc<Database>,
     clock: Arc<dyn Clock>,
     served: bool,
+    /// Where the plans of its jobs run.
+    engine: &'static str,
 }
 
 /// What the ledger knows of one job.
@@ -69,6 +76,7 @@ impl Ledger {
             database,
             clock,
             served: false,
+            engine: LOCAL,
         }
     }
 
@@ -78,6 +86,19 @@ impl Ledger {
             served: true,
             ..self
         }
+    }
+
+    /// The same for jobs whose plans run on a cluster.
+    pub fn on_cluster(self) -> Self {
+        Self {
+            engine: CLUSTER,
+            ..self
+        }
+    }
+
+    /// Where the plans of its jobs run.
+    pub fn engine(&self) -> &'static str {
+        self.engine
     }
 
     /// The ledger of the same database for another session on it.

@@ -32,8 +32,8 @@ Statements end with a semicolon; the last one of -c, -f or standard input needs 
 Results go to standard output, everything else to standard error. Exit status: 0, or 1
 when a statement failed, 2 for wrong arguments, 130 after Ctrl-C.
 
-headwater server DATABASE takes statements by Arrow Flight SQL, and headwater serve-refresh DATABASE keeps
-materialized views within their lag; each has a --help of its own.
+headwater server DATABASE takes statements by Arrow Flight SQL, headwater executor runs work for a server, and
+headwater serve-refresh DATABASE keeps materialized views within their lag; each has a --help of its own.
 
 In the shell, \\? lists the commands and \\h the statements.";
 

@@ -15,6 +15,7 @@ use futures::TryStreamExt;
 
 use super::pass::Pass;
 use crate::Result;
+use crate::engine::ballista::exec::arrived;
 use crate::job::counters::{Count, Counters};
 use crate::storage::change::{CHANGE, DELETE};
 use crate::storage::scan::LanceScanExec;
@@ -69,8 +70,13 @@ impl Progress {
             let metrics = plan.metrics();
             *read += metrics.and_then(|all| all.output_rows()).unwrap_or(0) as u64;
         }
+        let (before, read_before) = (*planned, *read);
         for child in plan.children() {
             self.scanned(child, planned, read);
+        }
+        // What executors read is not seen here, only what has come of it.
+        if let Some(arrived) = arrived(plan.as_ref()) {
+            *read = read_before + ((*planned - before) as f64 * arrived) as u64;
         }
     }
 }

@@ -120,9 +120,17 @@ impl FlightService for Actions {
         &self,
         request: Request<Action>,
     ) -> Result<Response<Self::DoActionStream>, Status> {
+        let from = request.remote_addr();
         let action = request.into_inner();
         let body = match action.r#type.as_str() {
-            REPORT => write(&self.0.report(read::<Report>(&action.body)?)),
+            REPORT => {
+                let mut report = read::<Report>(&action.body)?;
+                if let Some(from) = from.filter(|_| report.executor.host.is_empty()) {
+                    // It does not know by which name it is reached.
+                    report.executor.host = from.ip().to_string();
+                }
+                write(&self.0.report(report))
+            }
             INQUIRE => write(&self.0.inquire(read::<Inquiry>(&action.body)?)),
             GOODBYE => {
                 self.0.goodbye(&read::<String>(&action.body)?);

@@ -91,6 +91,25 @@ impl ClusterExec {
     }
 }
 
+/// How much of what a plan has given on a cluster has arrived, from 0 to 1; `None` if `plan` does not run on one.
+pub fn arrived(plan: &dyn ExecutionPlan) -> Option<f64> {
+    let cluster = plan.downcast_ref::<ClusterExec>()?;
+    let Some(running) = cluster.running.get() else {
+        return Some(0.0);
+    };
+    let locations = running.locations.iter().flatten();
+    let rows = locations.filter_map(|location| {
+        let rows = location.partition_stats.as_ref()?.num_rows;
+        u64::try_from(rows).ok()
+    });
+    let rows: u64 = rows.sum();
+    let arrived = cluster.metrics.clone_inner().output_rows().unwrap_or(0);
+    Some(match rows {
+        0 => 1.0,
+        rows => (arrived as f64 / rows as f64).min(1.0),
+    })
+}
+
 impl DisplayAs for ClusterExec {
     fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ClusterExec")

@@ -9,7 +9,7 @@ pub mod actions;
 pub mod board;
 pub mod client;
 pub mod codec;
-mod exec;
+pub mod exec;
 pub mod executor;
 mod gate;
 pub mod place;
