@@ -4,6 +4,7 @@
 //! often each trial of kills kills one; two times if nothing is said.
 
 mod processes;
+mod sharing;
 mod store;
 mod tls;
 mod views;
@@ -39,6 +40,7 @@ pub fn trials() -> Vec<Trial> {
     ]
     .into_iter()
     .chain(processes::trials())
+    .chain(sharing::trials())
     .chain(store::trials())
     .chain(tls::trials())
     .chain(views::trials())

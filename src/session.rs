@@ -346,7 +346,11 @@ impl HeadwaterBuilder {
             file_schema(&context, database.root().settings().clone())?,
         );
         let ledger = Ledger::new(database, self.clock);
-        let ledger = if is_local { ledger } else { ledger.on_cluster() };
+        let ledger = if is_local {
+            ledger
+        } else {
+            ledger.on_cluster()
+        };
         let jobs = Jobs::new(if self.served { ledger.served() } else { ledger });
         Ok(Headwater {
             executor: Executor::new(context, Arc::new(jobs)),
