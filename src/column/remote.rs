@@ -43,7 +43,7 @@ use crate::engine::function::{read_function, write_function};
 use crate::engine::units::{self, Units};
 use crate::engine::wire::{find_error, write_error};
 use crate::function::is_users;
-use crate::job::admission::{InFlight, until_done};
+use crate::job::admission::{INQUIRIES, InFlight, until_done};
 use crate::job::counters::{Counters, Reading};
 use crate::job::environment::Environment;
 use crate::job::signal::{Signal, Signaller};
@@ -55,8 +55,6 @@ use crate::{Error, ErrorKind, Result};
 const KIND: &str = "column unit";
 /// Units on their way or waiting to be, at most.
 const MOST: usize = 1024;
-/// How often a driver asks how far its units are, and says what its job is told.
-const INQUIRIES: Duration = Duration::from_millis(200);
 
 /// A unit as it is sent.
 #[derive(Debug, Clone, Serialize, Deserialize)]

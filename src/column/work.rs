@@ -21,7 +21,7 @@ use crate::{Error, Result};
 
 /// How long one evaluation should take: between two of them a job hears what it is told, and may
 /// write a checkpoint.
-const EVALUATION: Duration = Duration::from_millis(250);
+pub const EVALUATION: Duration = Duration::from_millis(250);
 /// Bytes of results that wait for a checkpoint.
 const BUFFER_BYTES: usize = 8 << 20;
 /// Computing a fragment is cheap if it takes less.

@@ -1,12 +1,13 @@
 //! Whether a job finds executors for its work, and what becomes of work that a cluster is to blame for.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use backon::{ExponentialBuilder, Retryable};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::driver::Driver;
 use super::environment::Environment;
@@ -17,8 +18,8 @@ use crate::{Error, ErrorKind, Result};
 
 /// How long a job waits for an executor unless it is said.
 pub const ADMISSION_TIMEOUT: Duration = Duration::from_secs(600);
-/// How often it is asked whether there is an executor by now.
-const INQUIRIES: Duration = Duration::from_millis(200);
+/// How often a cluster is asked what there is by now, and told what jobs are told.
+pub const INQUIRIES: Duration = Duration::from_millis(200);
 /// How long a job that was interrupted waits for an executor at least.
 const RESUMED: Duration = Duration::from_secs(60);
 /// How often work is given to the cluster again that the cluster is to blame for.
@@ -120,7 +121,7 @@ impl Placement {
 /// when these become more while it runs.
 #[derive(Debug)]
 pub struct InFlight {
-    permits: Semaphore,
+    permits: Arc<Semaphore>,
     most: AtomicUsize,
     is_given: bool,
 }
@@ -130,7 +131,7 @@ impl InFlight {
     pub fn new(given: Option<usize>, slots: usize) -> Self {
         let most = given.unwrap_or(slots).max(1);
         Self {
-            permits: Semaphore::new(most),
+            permits: Arc::new(Semaphore::new(most)),
             most: AtomicUsize::new(most),
             is_given: given.is_some(),
         }
@@ -150,8 +151,8 @@ impl InFlight {
     /// # Errors
     ///
     /// None in practice: nobody closes it.
-    pub async fn permit(&self) -> Result<SemaphorePermit<'_>> {
-        let permit = self.permits.acquire().await;
+    pub async fn permit(&self) -> Result<OwnedSemaphorePermit> {
+        let permit = Arc::clone(&self.permits).acquire_owned().await;
         permit.map_err(|error| Error::internal(format!("no permit: {error}")))
     }
 

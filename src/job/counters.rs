@@ -39,7 +39,7 @@ pub struct Figures {
     pub bytes_written: u64,
     /// Commits.
     pub commits: u64,
-    /// Commits that were tried again, because others had committed.
+    /// What was planned and tried again, because others had committed or executors were lost.
     pub retries: u64,
     /// Files of results written before their fragment was whole.
     pub checkpoints: u64,

@@ -162,7 +162,7 @@ pub(crate) fn server_metrics(
         let mut pools: BTreeMap<String, [u64; 5]> = BTreeMap::new();
         pools.insert(NO_POOL.to_string(), [0; 5]);
         for (label, units) in board.demand() {
-            pools.entry(pool(label)).or_default()[0] = units;
+            pools.entry(pool(label)).or_default()[0] += units;
         }
         for seen in board.executors() {
             let of_pool = pools.entry(pool(seen.executor.label)).or_default();

@@ -247,11 +247,11 @@ fn start(told: Told, builder: HeadwaterBuilder) -> Result<()> {
     let codecs = builder.codecs();
     let work = async move {
         let state = State::default();
-        let _http = match &told.http_bind {
+        let http = match &told.http_bind {
             Some(bind) => Some(Http::serve(bind, state.clone()).await?),
             None => None,
         };
-        if let Some(http) = &_http {
+        if let Some(http) = &http {
             // Whoever asks whether it is ready hears that it is not, once it is told to end.
             let (state, mut ends) = (http.state().clone(), stop.clone());
             tokio::spawn(async move {

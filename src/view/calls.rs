@@ -8,9 +8,9 @@
 
 pub(super) mod evaluate;
 pub(super) mod remote;
+mod worker;
 
 pub use remote::CallCodec;
-mod worker;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::catalog::{Session, TableProvider};
+use datafusion::common::runtime::SpawnedTask;
 use datafusion::common::{Result as DataFusionResult, project_schema};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::{Expr, TableType};
@@ -49,8 +50,7 @@ use crate::job::signal::Signaller;
 use crate::storage::RowSet;
 use crate::{Error, Result};
 
-/// Pieces that are on their way or wait on a cluster, of all partitions together. One that waits is only a place in rows
-/// that were read.
+/// Pieces of a partition that are on their way on a cluster, or whose rows wait to be taken, at most.
 const AHEAD: usize = 256;
 
 /// What the calls of one attempt at a refresh share.
@@ -91,15 +91,6 @@ pub(super) struct Calls {
 }
 
 impl Calls {
-    /// How many pieces of a partition of as many are on their way or wait: here one. On a cluster there are enough for
-    /// slots that are added, and for those of partitions that have fewer rows.
-    fn ahead(&self, partitions: usize) -> usize {
-        match &self.remote {
-            Some(_) => AHEAD.div_ceil(partitions.max(1)),
-            None => 1,
-        }
-    }
-
     /// What the state has on record as failed once this is committed; `looked_at` as for [`failed::after`].
     pub(super) async fn failed_rows(
         &self,
@@ -294,21 +285,33 @@ impl ExecutionPlan for CallExec {
         let schema = self.schema();
         let input = self.input.execute(partition, context)?;
         let (calls, layout) = (Arc::clone(&self.calls), Arc::clone(&self.layout));
-        let partitions = self.properties.output_partitioning().partition_count();
-        let ahead = calls.ahead(partitions);
+        let is_remote = calls.remote.is_some();
         let rows = Arc::new(Rows::new(calls, layout, Arc::clone(&schema))?);
         let pieces = Pieces::new(input, Arc::clone(&rows));
         let pieces = stream::try_unfold(pieces, |mut pieces| async move {
             let piece = pieces.next().await?;
             Ok::<_, Error>(piece.map(|piece| (piece, pieces)))
         });
-        // An error comes in its turn: what is on its way before it is paid for.
-        let stream = pieces
-            .map(move |piece| {
-                let rows = Arc::clone(&rows);
-                async move { Ok(rows.compute(piece?).await?) }
+        let stream = pieces.map(move |piece| {
+            let rows = Arc::clone(&rows);
+            async move { Ok(rows.compute(piece?).await?) }
+        });
+        if !is_remote {
+            return Ok(Box::pin(RecordBatchStreamAdapter::new(
+                schema,
+                stream.buffered(1),
+            )));
+        }
+        // Each a task of its own: one that nobody asks for goes on, and does not keep others from their calls.
+        let stream = stream
+            .map(|rows| {
+                let task = SpawnedTask::spawn(rows);
+                async move {
+                    let joined = task.join().await;
+                    joined.map_err(|error| Error::internal(format!("a task failed: {error}")))?
+                }
             })
-            .buffered(ahead);
+            .buffer_unordered(AHEAD);
         Ok(Box::pin(RecordBatchStreamAdapter::new(schema, stream)))
     }
 }

@@ -245,6 +245,7 @@ pub async fn submit(
 ) -> Result<Attached<ViewReport>> {
     // What is wrong with the statement is told at once.
     find(environment, request).await?;
+    request.placement.check(environment).await?;
     let started = Instant::now();
     let table = environment.database.table(&request.view).await?;
     let mut job = job_of(request, table.version())?;

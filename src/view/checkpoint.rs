@@ -27,8 +27,6 @@ use crate::storage::RowSet;
 use crate::storage::keys::RowEncoder;
 use crate::{Error, ErrorKind, Result};
 
-/// How long an evaluation takes at most, as `column::work::Pace` sees to it.
-const EVALUATION: Duration = Duration::from_millis(250);
 /// Bytes of results that wait for a checkpoint.
 const BUFFER_BYTES: usize = 8 << 20;
 /// What took less is not worth a file.
@@ -74,6 +72,8 @@ pub(super) struct Checkpoints {
     sources: Vec<SourceState>,
     columns: Vec<String>,
     interval: Duration,
+    /// How long one evaluation takes.
+    evaluation: Duration,
     counters: Arc<Counters>,
     buffer: Mutex<Buffer>,
 }
@@ -107,8 +107,9 @@ impl Checkpoints {
         job: &str,
         (definition, sources): (&str, &[SourceState]),
         columns: &[PaidColumn],
-        (interval, counters): (Option<Duration>, Arc<Counters>),
+        (interval, evaluation, counters): (Option<Duration>, Duration, Arc<Counters>),
     ) -> Self {
+        let interval = interval.unwrap_or(CHECKPOINT_INTERVAL);
         Self {
             database,
             view: view.to_string(),
@@ -116,15 +117,16 @@ impl Checkpoints {
             definition: definition.to_string(),
             sources: sources.to_vec(),
             columns: columns.iter().map(|column| column.name.clone()).collect(),
-            interval: interval.unwrap_or(CHECKPOINT_INTERVAL),
+            interval,
+            evaluation: evaluation.min(interval / 4),
             counters,
             buffer: Mutex::default(),
         }
     }
 
-    /// How much computing may be lost.
-    pub(super) fn interval(&self) -> Duration {
-        self.interval
+    /// How long one evaluation should take, so that no more computing is lost than may be.
+    pub(super) fn evaluation(&self) -> Duration {
+        self.evaluation
     }
 
     fn buffer(&self) -> MutexGuard<'_, Buffer> {
@@ -155,7 +157,7 @@ impl Checkpoints {
             buffer.let_go = time;
             return false;
         }
-        let is_late = since.elapsed() + EVALUATION.min(self.interval / 4) >= self.interval;
+        let is_late = since.elapsed() + self.evaluation >= self.interval;
         is_late && buffer.spent >= CHEAP.min(self.interval / 2)
     }
 

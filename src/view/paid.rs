@@ -19,7 +19,7 @@ use lance::Dataset;
 
 use super::assess::{Complete, Scope};
 use super::calls::evaluate::Evaluator;
-use super::calls::remote::{EVALUATION, Remote};
+use super::calls::remote::{self, Remote};
 use super::calls::{CallExec, CallLayout, CallTable, Calls, Value, key_name, value_name};
 use super::checkpoint::{Checkpoints, Staged};
 use super::failed::{self, FailedKeys};
@@ -29,7 +29,7 @@ use super::progress::physical_plan;
 use super::query::Query;
 use super::refresh::ViewRefresh;
 use super::relation::{KeyColumn, Side, hidden_names, key_columns, project};
-use crate::column::work::Pace;
+use crate::column::work::{self, Pace};
 use crate::delta::{self, Delta, FieldIdentity, VersionStamp};
 use crate::function::has_call;
 use crate::job::admission::InFlight;
@@ -147,7 +147,16 @@ pub(super) async fn prepare(
         _ => failed::read(database, &part.failed, &columns, &types).await?,
     };
     let counters = driver.counters();
-    let settings = (request.checkpoint_interval, Arc::clone(counters));
+    let cluster = environment.cluster();
+    let evaluation = match cluster {
+        Some(_) => remote::EVALUATION,
+        None => work::EVALUATION,
+    };
+    let settings = (
+        request.checkpoint_interval,
+        evaluation,
+        Arc::clone(counters),
+    );
     let checkpoints = Checkpoints::new(
         Arc::clone(database),
         view,
@@ -163,7 +172,6 @@ pub(super) async fn prepare(
     };
     let keys = root.keys.iter().map(table);
     let failed_now = columns.iter().map(|_| FailedKeys::default()).collect();
-    let cluster = environment.cluster();
     let slots = match &cluster {
         Some(cluster) => cluster.slots(request.placement.pool.as_deref()).await?,
         None => environment.state.config().target_partitions(),
@@ -171,8 +179,6 @@ pub(super) async fn prepare(
     let remote = cluster.map(|cluster| Remote {
         cluster,
         purpose: request.placement.purpose(driver.id()),
-        signal: driver.signal().clone(),
-        counters: Arc::clone(counters),
     });
     Ok(Some(Arc::new(Calls {
         view: view.clone(),
@@ -181,10 +187,7 @@ pub(super) async fn prepare(
         signal: driver.signal().clone(),
         counters: Arc::clone(counters),
         ledger: driver.ledger().clone(),
-        pace: match remote {
-            Some(_) => Pace::of(EVALUATION.min(checkpoints.interval() / 4)),
-            None => Pace::adaptive(checkpoints.interval()),
-        },
+        pace: Pace::of(checkpoints.evaluation()),
         remote,
         in_flight: InFlight::new(request.concurrency, slots),
         checkpoints,

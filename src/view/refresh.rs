@@ -26,7 +26,9 @@ use crate::storage::pin;
 use crate::{Error, ErrorKind, Result};
 
 /// How often a refresh is planned anew because the view was changed meanwhile, or executors were lost.
-const ATTEMPTS: usize = 5;
+const ATTEMPTS: u32 = 5;
+/// How long a cluster is left alone after it failed, times how often it has.
+const RECOVERY: Duration = Duration::from_millis(500);
 /// How long calls that were told to stop are waited for: their results are written down.
 const GRACE: Duration = Duration::from_millis(700);
 /// The same for calls that executors make: they take longer, and a stop should reach them within two seconds.
@@ -266,7 +268,8 @@ pub(super) async fn conclude(
     }
 }
 
-/// Tries until no other writer was quicker: what a commit of theirs means for ours is found out by planning anew.
+/// Tries until no other writer was quicker, and no executor was lost that had rows: what that means for ours is found
+/// out by planning anew.
 pub(super) async fn attempts(
     environment: &Environment,
     request: &ViewRefresh,
@@ -274,19 +277,35 @@ pub(super) async fn attempts(
     held: &Held,
     started: Instant,
 ) -> Result<ViewReport> {
-    let mut attempt = 1;
+    let (mut attempt, mut is_admitted) = (1, false);
     loop {
-        match attempt_once(environment, request, driver, held, started).await {
-            // Rows that executors had read go with them.
+        let done = attempt_once(
+            environment,
+            request,
+            driver,
+            held,
+            &mut is_admitted,
+            started,
+        );
+        match done.await {
             Err(error)
-                if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::Cluster)
-                    && attempt < ATTEMPTS
-                    && driver.signal().now() == Signal::Run =>
+                if attempt < ATTEMPTS
+                    && !matches!(driver.signal().now(), Signal::Stop(_))
+                    && match error.kind() {
+                        ErrorKind::Conflict => true,
+                        // Rows that executors had read go with them. That there was nobody from the start is no news.
+                        ErrorKind::Cluster => is_admitted,
+                        _ => false,
+                    } =>
             {
+                if error.kind() == ErrorKind::Cluster {
+                    tokio::time::sleep(RECOVERY * attempt).await;
+                }
                 // The next attempt takes it from there.
                 held.write().await?;
                 attempt += 1;
                 driver.counters().add(Count::Retries, 1);
+                driver.counters().set(Count::RowsFailed, 0);
                 driver
                     .event("replanned", error.message().to_string(), None)
                     .await?;
@@ -301,6 +320,7 @@ async fn attempt_once(
     request: &ViewRefresh,
     driver: &Driver,
     held: &Held,
+    is_admitted: &mut bool,
     started: Instant,
 ) -> Result<ViewReport> {
     let Environment {
@@ -320,7 +340,10 @@ async fn attempt_once(
     }
     let mut session = definition.session(state)?;
     if let Some(cluster) = environment.cluster() {
-        request.placement.admitted(&cluster, driver, 1).await?;
+        if !*is_admitted {
+            request.placement.admitted(&cluster, driver, 1).await?;
+            *is_admitted = true;
+        }
         let purpose = Arc::new(request.placement.purpose(driver.id()));
         session.config_mut().set_extension(purpose);
     }

@@ -141,7 +141,8 @@ pub async fn run(
         scheduler_port,
         concurrent_tasks: settings.slots,
         work_dir: Some(work_dir.0.display().to_string()),
-        grpc_max_decoding_message_size: MESSAGE_BYTES as u32,
+        // All tasks that an executor is given at once come in one message, each with its plan.
+        grpc_max_decoding_message_size: u32::MAX,
         grpc_max_encoding_message_size: MESSAGE_BYTES as u32,
         executor_heartbeat_interval_seconds: HEARTBEAT.as_secs(),
         override_create_grpc_client_endpoint: settings.security.endpoints(),

@@ -47,6 +47,8 @@ use crate::{Error, ErrorKind, Result};
 
 /// How often it is looked for executors that are silent.
 const LOOKS: Duration = Duration::from_secs(2);
+/// How long it is remembered what became of a plan: whoever waits for it asks ten times a second.
+const ENDED: Duration = Duration::from_secs(30);
 /// What an executor that is lost is given until what it did is done elsewhere.
 const SETTLE: Duration = Duration::from_secs(1);
 
@@ -109,7 +111,8 @@ impl Scheduler {
             expire_dead_executor_interval_seconds: LOOKS.as_secs(),
             // Whoever gave a plan says when what it gave can go; this is for those that could not.
             finished_job_data_clean_up_interval_seconds: 24 * 3600,
-            finished_job_state_clean_up_interval_seconds: 600,
+            // With it goes the plan, and what it carries: rows in memory, arguments of calls.
+            finished_job_state_clean_up_interval_seconds: ENDED.as_secs(),
             grpc_server_max_decoding_message_size: MESSAGE_BYTES as u32,
             grpc_server_max_encoding_message_size: MESSAGE_BYTES as u32,
             override_config_producer: Some(config),

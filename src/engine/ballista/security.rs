@@ -190,7 +190,9 @@ impl Security {
             .ca_certificate(Certificate::from_pem(&files.authority))
             .identity(Identity::from_pem(&files.certificate, &files.key))
             .domain_name(NAME);
-        endpoint.tls_config(tls).map_err(|error| not_one(&error))
+        endpoint
+            .tls_config(tls)
+            .map_err(|error| Error::invalid(format!("TLS can't be set up: {error}")))
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use datafusion::arrow::array::{
-    Array, ArrayRef, AsArray, RecordBatch, StringArray, new_null_array,
+    Array, ArrayRef, AsArray, RecordBatch, RecordBatchOptions, StringArray, new_null_array,
 };
 use datafusion::arrow::compute::{cast, concat};
 use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
@@ -25,7 +25,7 @@ use futures::stream;
 use serde::{Deserialize, Serialize};
 
 use super::evaluate::{Evaluated, Evaluator, Failure};
-use super::value_name;
+use super::{Calls, value_name};
 use crate::engine::ballista::{Cluster, Purpose};
 use crate::engine::deferred::{Codecs, DeferredExec, NodeCodec};
 use crate::engine::function::{read_expression, write_expression};
@@ -34,7 +34,6 @@ use crate::engine::wire::{
 };
 use crate::job::admission::until_done;
 use crate::job::counters::{Counters, Reading};
-use crate::job::signal::Signaller;
 use crate::{Error, Result};
 
 /// The name of the kind of node.
@@ -79,9 +78,6 @@ pub(in crate::view) struct Remote {
     pub(in crate::view) cluster: Arc<Cluster>,
     /// Whose work it is.
     pub(in crate::view) purpose: Purpose,
-    /// What the job is told.
-    pub(in crate::view) signal: Signaller,
-    pub(in crate::view) counters: Arc<Counters>,
 }
 
 impl Remote {
@@ -91,24 +87,31 @@ impl Remote {
         slots.unwrap_or_default()
     }
 
-    /// As [`Evaluator::evaluate`], and how long it took.
+    /// As [`Evaluator::evaluate`] for rows of `calls`, and how long it took.
     pub(super) async fn evaluate(
         &self,
+        calls: &Calls,
         evaluator: &Evaluator,
         places: &[usize],
         inputs: &RecordBatch,
         goes_on: bool,
     ) -> Result<(Evaluated, Duration)> {
-        let rows = inputs.num_rows();
-        let parts = bytes_of(inputs).div_ceil(SENT_BYTES).clamp(1, rows.max(1));
-        let each = rows.div_ceil(parts).max(1);
-        let mut all: Vec<Evaluated> = Vec::with_capacity(parts);
+        let mut all: Vec<Evaluated> = Vec::new();
         let mut time = Duration::ZERO;
-        for start in (0..rows).step_by(each) {
-            let part = inputs.slice(start, each.min(rows - start));
-            let (mut evaluated, took) = self.send(evaluator, places, &part, goes_on).await?;
+        // Parts that are left, the first of them last.
+        let mut left = vec![0..inputs.num_rows()];
+        while let Some(rows) = left.pop() {
+            let part = compacted(&inputs.slice(rows.start, rows.len()))?;
+            if rows.len() > 1 && bytes_of(&part) > SENT_BYTES {
+                let middle = rows.start + rows.len() / 2;
+                left.push(middle..rows.end);
+                left.push(rows.start..middle);
+                continue;
+            }
+            let sent = self.send(calls, evaluator, places, &part, goes_on);
+            let (mut evaluated, took) = sent.await?;
             time += took;
-            let start = start as u32;
+            let start = rows.start as u32;
             evaluated.good.iter_mut().for_each(|row| *row += start);
             evaluated.failed.iter_mut().for_each(|at| at.row += start);
             let is_ended = evaluated.values.is_empty();
@@ -148,6 +151,7 @@ impl Remote {
 
     async fn send(
         &self,
+        calls: &Calls,
         evaluator: &Evaluator,
         places: &[usize],
         inputs: &RecordBatch,
@@ -174,16 +178,21 @@ impl Remote {
         drop(writer);
         let mut bytes = Vec::new();
         write_message(&description, &arguments, &mut bytes)?;
-        let node = DeferredExec::new(KIND, bytes, output_schema(&fields), vec![Some(1)]);
+        let node = DeferredExec::new(
+            KIND,
+            bytes,
+            output_schema(&fields),
+            vec![Some(inputs.num_rows() as u64)],
+        );
         let node = Arc::new(node.with_text(text));
         let config = evaluator.state().config();
         let attempt = || {
             self.cluster
                 .run(Arc::clone(&node) as _, config, &self.purpose)
         };
-        let rows = until_done(&self.signal, attempt).await?;
+        let rows = until_done(&calls.signal, attempt).await?;
         let (outcome, values) = read_outcome(&rows, places.len())?;
-        self.counters.absorb(&Reading::default(), &outcome.counted);
+        calls.counters.absorb(&Reading::default(), &outcome.counted);
         let failed = outcome.failed.into_iter().map(|(place, row, error)| {
             let error = find_error(&error);
             Failure {
@@ -205,6 +214,29 @@ impl Remote {
         };
         Ok((evaluated, outcome.time))
     }
+}
+
+/// A part of a batch without values of other parts, which views share with it.
+fn compacted(batch: &RecordBatch) -> Result<RecordBatch> {
+    let columns = batch.columns().iter().map(|column| {
+        let gc: Option<ArrayRef> = match column.data_type() {
+            DataType::Utf8View => column
+                .as_string_view_opt()
+                .map(|view| Arc::new(view.gc()) as _),
+            DataType::BinaryView => column
+                .as_binary_view_opt()
+                .map(|view| Arc::new(view.gc()) as _),
+            _ => None,
+        };
+        gc.unwrap_or_else(|| Arc::clone(column))
+    });
+    let rows = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+    let columns = columns.collect();
+    Ok(RecordBatch::try_new_with_options(
+        batch.schema(),
+        columns,
+        &rows,
+    )?)
 }
 
 fn bytes_of(batch: &RecordBatch) -> usize {

@@ -12,7 +12,8 @@ use datafusion::arrow::compute::{interleave, take, take_record_batch};
 use datafusion::arrow::datatypes::{DataType, SchemaRef, UInt64Type};
 use datafusion::execution::SendableRecordBatchStream;
 use futures::StreamExt;
-use tokio::sync::{Mutex, SemaphorePermit};
+use tokio::sync::{Mutex, OwnedSemaphorePermit};
+use tokio::time::timeout;
 
 use super::evaluate::{Evaluated, Failure};
 use super::{CallLayout, Calls, Value};
@@ -24,6 +25,9 @@ use crate::storage::keys::RowEncoder;
 use crate::view::checkpoint::{Place, Results, StagedReader};
 use crate::view::failed::OnError;
 use crate::{Error, ErrorKind, Result};
+
+/// How often it is looked whether there are more executors.
+const GROWTH: Duration = Duration::from_secs(1);
 
 /// Where the value of a row comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +48,8 @@ struct Taken {
 pub(super) struct Piece {
     taken: Arc<Taken>,
     rows: Range<usize>,
+    /// If calls are made for it: held until they are.
+    permit: Option<OwnedSemaphorePermit>,
 }
 
 /// Takes rows of one partition a few at a time.
@@ -89,21 +95,28 @@ impl Pieces {
                 },
             }
         };
-        // Only calls take time: rows without one come along.
-        let most = self.rows.calls.pace.rows();
-        let (start, mut end, mut calls) = (self.next, self.next, 0);
-        while end < taken.batch.num_rows() {
-            calls += usize::from(taken.from.iter().any(|from| from[end] == From::Call));
-            if calls > most {
-                break;
+        let needs_call = |row: usize| taken.from.iter().any(|from| from[row] == From::Call);
+        let left = self.next..taken.batch.num_rows();
+        let permit = match left.clone().any(needs_call) {
+            true => Some(self.rows.permit().await?),
+            false => {
+                self.rows.obey().await?;
+                None
             }
-            end += 1;
-        }
+        };
+        // By now it is known how long calls take. Only they do: rows without one come along.
+        let most = self.rows.calls.pace.rows();
+        let mut calls = 0;
+        let rows = left.clone().take_while(|row| {
+            calls += usize::from(needs_call(*row));
+            calls <= most
+        });
+        let end = left.start + rows.count();
         self.next = end;
-        self.rows.obey().await?;
         Ok(Some(Piece {
             taken,
-            rows: start..end,
+            rows: left.start..end,
+            permit,
         }))
     }
 }
@@ -179,14 +192,21 @@ impl Rows {
         }
     }
 
-    /// Waits until more calls may be made at once. A job may be told something meanwhile.
-    async fn permit(&self) -> Result<SemaphorePermit<'_>> {
+    /// Waits until more calls may be made at once, also because there are more executors. A job may be told something
+    /// meanwhile.
+    async fn permit(&self) -> Result<OwnedSemaphorePermit> {
         let in_flight = &self.calls.in_flight;
         loop {
-            if let Some(remote) = &self.calls.remote {
-                in_flight.grow(remote.slots().await);
-            }
-            let permit = in_flight.permit().await?;
+            let permit = match &self.calls.remote {
+                None => in_flight.permit().await?,
+                Some(remote) => {
+                    in_flight.grow(remote.slots().await);
+                    match timeout(GROWTH, in_flight.permit()).await {
+                        Ok(permit) => permit?,
+                        Err(_) => continue,
+                    }
+                }
+            };
             if self.calls.signal.now() == Signal::Run {
                 return Ok(permit);
             }
@@ -197,7 +217,11 @@ impl Rows {
 
     /// All columns of some rows.
     pub(super) async fn compute(&self, piece: Piece) -> Result<RecordBatch> {
-        let Piece { taken, rows } = piece;
+        let Piece {
+            taken,
+            rows,
+            permit,
+        } = piece;
         let count = rows.len();
         let calls = Arc::clone(&self.calls);
         let mut columns: Vec<Assembled> = Vec::with_capacity(calls.columns.len());
@@ -243,11 +267,6 @@ impl Rows {
             }
         }
         calls.counters.add(Count::RowsReused, reused);
-        // Held while calls are made.
-        let _permit = match groups.is_empty() {
-            true => None,
-            false => Some(self.permit().await?),
-        };
         let (mut spent, mut called, mut is_due) = (Duration::ZERO, 0, false);
         for (group, chosen) in groups {
             called += chosen.len();
@@ -274,6 +293,7 @@ impl Rows {
                 columns[*place].put(values, rows);
             }
         }
+        drop(permit);
         calls.pace.learn(called, spent);
         calls.counters.add(Count::RowsComputed, called as u64);
         if is_due {
@@ -303,7 +323,10 @@ impl Rows {
         let evaluator = &self.layout.evaluator;
         let goes_on = self.calls.on_error == OnError::Skip;
         if let Some(remote) = &self.calls.remote {
-            return remote.evaluate(evaluator, columns, inputs, goes_on).await;
+            let calls = self.calls.as_ref();
+            return remote
+                .evaluate(calls, evaluator, columns, inputs, goes_on)
+                .await;
         }
         let began = Instant::now();
         let evaluated = evaluator.evaluate(columns, inputs, goes_on)?;
