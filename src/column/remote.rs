@@ -53,6 +53,9 @@ use crate::{Error, ErrorKind, Result};
 
 /// The name of the kind of node.
 const KIND: &str = "column unit";
+/// Units on their way for each slot: while one runs the next one waits in the scheduler, so that the slot has work when
+/// its driver has yet to hear of the end.
+pub(super) const PER_SLOT: usize = 2;
 /// Units on their way or waiting to be, at most.
 const MOST: usize = 1024;
 
@@ -319,7 +322,7 @@ impl Watch {
                 let Ok(answer) = cluster.inquire(&inquiry).await else {
                     continue;
                 };
-                in_flight.grow(slots_for(&answer.executors, pool.as_deref()));
+                in_flight.grow(PER_SLOT * slots_for(&answer.executors, pool.as_deref()));
                 for (token, progress) in answer.units {
                     if let Ok(now) = serde_json::from_value::<Reading>(progress)
                         && let Some(before) = lock(&watched).get_mut(&token)

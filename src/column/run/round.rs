@@ -372,7 +372,10 @@ impl Flight<'_> {
                 self.remote_round(),
                 units.to_vec(),
                 Arc::clone(split),
-                InFlight::new(self.run.settings().concurrency, concurrency),
+                InFlight::new(
+                    self.run.settings().concurrency,
+                    remote::PER_SLOT * concurrency,
+                ),
                 go_on,
             ),
             None => run_partitions(
