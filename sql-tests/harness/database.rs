@@ -21,12 +21,14 @@ use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
 use crate::functions;
+use crate::harness::cluster::executor;
 use crate::harness::command::{self, Command};
 use crate::harness::daemon::Daemon;
 use crate::harness::normalize::Normalizer;
 use crate::harness::process::TestShell;
 use crate::harness::render::{ColumnKind, Rendered, render, render_value};
 use crate::harness::s3::S3;
+use crate::harness::scene::Outcome;
 use crate::harness::{Engine, Failure, files};
 
 /// A statement that takes longer than this hangs.
@@ -49,8 +51,8 @@ pub struct Place {
     bugs: Arc<Mutex<Vec<String>>>,
     /// The object store that the database is in.
     store: Option<Arc<S3>>,
-    /// The server of the file, once there is one.
-    server: Arc<OnceCell<(Daemon, String)>>,
+    /// The server of the file with its executors, once there is one.
+    server: Arc<OnceCell<OwnServer>>,
     _root: Arc<TempDir>,
 }
 
@@ -118,16 +120,12 @@ impl Place {
         Ok(replaced.into_owned())
     }
 
-    /// The URL of the file's server, which is started if there is none.
+    /// The URL of the file's server, which is started with two executors if there is none.
     async fn server(&self) -> Result<&str, Failure> {
-        let start = async {
-            let shell = TestShell::new(&self.database, &self.calls());
-            let daemon = Daemon::new(shell.server(&[])?)?;
-            let url = daemon.url().await?;
-            Ok::<_, Box<dyn std::error::Error + Send + Sync>>((daemon, url))
-        };
-        let server = self.server.get_or_try_init(|| start).await;
-        server.map(|(_, url)| url.as_str()).map_err(Failure::new)
+        let server = self.server.get_or_try_init(|| OwnServer::start(self)).await;
+        server
+            .map(|server| server.url.as_str())
+            .map_err(Failure::new)
     }
 
     /// The internal errors since the last call.
@@ -143,6 +141,33 @@ impl Place {
         self.variables
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A server, and the executors of its cluster. They end with it.
+struct OwnServer {
+    url: String,
+    _processes: [Daemon; 3],
+}
+
+impl OwnServer {
+    async fn start(place: &Place) -> Outcome<Self> {
+        let shell = TestShell::new(&place.database, &place.calls());
+        let server = Daemon::new(shell.server(&["--cluster-bind", "127.0.0.1:0"])?)?;
+        let url = server.url().await?;
+        let said = server.until(&["Executors reach it at "]).await?;
+        let scheduler = said.split_whitespace().last();
+        let scheduler = scheduler.ok_or("it has no scheduler")?.to_string();
+        let start = || executor(&scheduler, &["--slots", "1"]);
+        let executors = [start()?, start()?];
+        for executor in &executors {
+            executor.until(&["Executor ready"]).await?;
+        }
+        let [first, second] = executors;
+        Ok(Self {
+            url,
+            _processes: [server, first, second],
+        })
     }
 }
 

@@ -82,7 +82,7 @@ pub enum Engine {
     Local,
     /// On a cluster that this process drives.
     Cluster,
-    /// In the process of a server, one for each file.
+    /// On a server and its two executors, for each file processes of their own.
     Server,
     /// On the cluster, and the database is in an object store.
     Stored,

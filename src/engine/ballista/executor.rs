@@ -48,6 +48,7 @@ use super::board::{self, Report};
 use super::codec::PhysicalCodec;
 use super::gate::{self, behind};
 use super::place::configure;
+use super::work_dir::WorkDir;
 use super::{MESSAGE_BYTES, Security};
 use crate::engine::deferred::{Codecs, RELEASE};
 use crate::engine::units::Units;
@@ -140,7 +141,7 @@ pub async fn run(
         scheduler_host,
         scheduler_port,
         concurrent_tasks: settings.slots,
-        work_dir: Some(work_dir.0.display().to_string()),
+        work_dir: Some(work_dir.path().display().to_string()),
         // All tasks that an executor is given at once come in one message, each with its plan.
         grpc_max_decoding_message_size: u32::MAX,
         grpc_max_encoding_message_size: MESSAGE_BYTES as u32,
@@ -152,7 +153,7 @@ pub async fn run(
     let metadata = structure_executor_metadata(&id, &process, settings.slots as u32);
     let pool = memory_pool(settings.memory);
     let runtime = RuntimeEnvBuilder::new()
-        .with_temp_file_path(&work_dir.0)
+        .with_temp_file_path(work_dir.path())
         .with_memory_pool(Arc::clone(&pool))
         .build_arc()?;
     let runtime: RuntimeProducer = Arc::new(move |_| Ok(Arc::clone(&runtime)));
@@ -185,7 +186,7 @@ pub async fn run(
     });
     let executor = Arc::new(Executor::new(
         metadata,
-        &work_dir.0.display().to_string(),
+        work_dir.path().display().to_string(),
         runtime,
         config,
         Arc::new(functions()),
@@ -220,7 +221,7 @@ pub async fn run(
         Arc::new(BallistaLogicalExtensionCodec::default()),
         Arc::new(PhysicalCodec::new(codecs)),
     );
-    let results = serve_results(&settings, port, &work_dir.0)?;
+    let results = serve_results(&settings, port, work_dir.path())?;
     let mut gate = JoinSet::new();
     if let Some(acceptor) = acceptor {
         let outer = SocketAddr::new(settings.bind, task_port);
@@ -413,36 +414,6 @@ fn scheduler(url: &str, security: &Security) -> Result<(String, u16, String)> {
         .map_err(|error| Error::invalid(format!("'{url}' can't be read: {error}")))?;
     let host = parsed.host_str().unwrap_or_default().to_string();
     Ok((host, parsed.port_or_known_default().unwrap_or(0), address))
-}
-
-/// The folder for what tasks give to one another. It goes with the executor.
-struct WorkDir(PathBuf);
-
-impl WorkDir {
-    fn make(parent: Option<&Path>, id: &str) -> Result<Self> {
-        let parent = match parent {
-            Some(parent) => parent.to_path_buf(),
-            None => std::env::temp_dir(),
-        };
-        let folder = parent.join(format!("headwater-executor-{}", id.replace('~', "-")));
-        std::fs::create_dir_all(&folder).map_err(|error| {
-            Error::new(
-                ErrorKind::Storage,
-                format!("can't make the folder '{}': {error}", folder.display()),
-            )
-            .with_hint("another one is chosen with --work-dir")
-            .with_source(error)
-        })?;
-        Ok(Self(folder))
-    }
-}
-
-impl Drop for WorkDir {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            log::warn!("can't remove '{}': {error}", self.0.display());
-        }
-    }
 }
 
 /// The threads that compute. They may be busy for long, and stay so when the executor ends.

@@ -15,6 +15,7 @@ mod gate;
 pub mod place;
 pub mod scheduler;
 pub mod security;
+mod work_dir;
 
 pub use client::{Cluster, Purpose};
 pub use security::{Certificates, Security};

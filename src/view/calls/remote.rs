@@ -99,19 +99,19 @@ impl Remote {
         let mut all: Vec<Evaluated> = Vec::new();
         let mut time = Duration::ZERO;
         // Parts that are left, the first of them last.
-        let mut left = vec![0..inputs.num_rows()];
-        while let Some(rows) = left.pop() {
-            let part = compacted(&inputs.slice(rows.start, rows.len()))?;
-            if rows.len() > 1 && bytes_of(&part) > SENT_BYTES {
-                let middle = rows.start + rows.len() / 2;
-                left.push(middle..rows.end);
-                left.push(rows.start..middle);
+        let mut left = vec![(0, inputs.num_rows())];
+        while let Some((start, rows)) = left.pop() {
+            let part = compacted(&inputs.slice(start, rows))?;
+            if rows > 1 && bytes_of(&part) > SENT_BYTES {
+                let half = rows / 2;
+                left.push((start + half, rows - half));
+                left.push((start, half));
                 continue;
             }
             let sent = self.send(calls, evaluator, places, &part, goes_on);
             let (mut evaluated, took) = sent.await?;
             time += took;
-            let start = rows.start as u32;
+            let start = start as u32;
             evaluated.good.iter_mut().for_each(|row| *row += start);
             evaluated.failed.iter_mut().for_each(|at| at.row += start);
             let is_ended = evaluated.values.is_empty();
