@@ -186,7 +186,7 @@ pub async fn run(
     });
     let executor = Arc::new(Executor::new(
         metadata,
-        work_dir.path().display().to_string(),
+        &work_dir.path().display().to_string(),
         runtime,
         config,
         Arc::new(functions()),
