@@ -167,14 +167,16 @@ fn unknown_options_name_the_known_ones() {
         "CREATE MATERIALIZED VIEW has no option 'target_leg'\n\
          Hint: did you mean 'target_lag'? its options are refresh_mode, target_lag, \
          max_rows_per_fragment, order_by, shuffle_seed, index_sources, full, concurrency, \
-         batch_rows, max_batch_rows, batch_bytes, checkpoint_interval, timeout, on_error"
+         batch_rows, max_batch_rows, batch_bytes, checkpoint_interval, timeout, on_error, pool, \
+         admission, admission_timeout"
     );
     let error = RefreshViewOptions::read(&given("(batchrows = 1)")).unwrap_err();
     assert_eq!(
         error.to_string(),
         "REFRESH MATERIALIZED VIEW has no option 'batchrows'\n\
          Hint: did you mean 'batch_rows'? its options are full, concurrency, batch_rows, \
-         max_batch_rows, batch_bytes, checkpoint_interval, timeout, on_error"
+         max_batch_rows, batch_bytes, checkpoint_interval, timeout, on_error, pool, admission, \
+         admission_timeout"
     );
     let options = ViewOptions::default();
     for error in [
