@@ -304,8 +304,17 @@ impl Running {
 
 impl Drop for JobThread {
     fn drop(&mut self) {
-        // Dropping a runtime waits for it, which is not allowed inside another one.
-        if let Some(runtime) = lock(&self.0).take() {
+        let Some(runtime) = lock(&self.0).take() else {
+            return;
+        };
+        // Dropping a runtime waits for its threads, which is not allowed inside another one. To let go of them while they
+        // end is a race in glibc (bug 19951), which ends the process.
+        let held = Arc::new(Mutex::new(Some(runtime)));
+        let taken = Arc::clone(&held);
+        let waits = std::thread::Builder::new().spawn(move || drop(lock(&taken).take()));
+        if waits.is_err()
+            && let Some(runtime) = lock(&held).take()
+        {
             runtime.shutdown_background();
         }
     }
