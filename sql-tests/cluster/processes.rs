@@ -41,7 +41,6 @@ async fn server(scene: &Scene, cluster_bind: &str) -> Outcome<(Daemon, String)> 
 /// The server is killed at random moments of a refresh and started again: its executors find it, and the job goes on.
 async fn server_killed() -> Outcome<()> {
     let mut random = StdRng::seed_from_u64(20_261_123);
-    let mut done = 0;
     for _ in 0..kills() {
         let scene = Scene::new(&[]).await?;
         fill(&scene, 10).await?;
@@ -86,12 +85,8 @@ async fn server_killed() -> Outcome<()> {
         no_more_than(&scene, LOST)?;
         again.terminate().await?;
         nothing_left(&scene).await?;
-        done += 1;
     }
-    match done == kills() {
-        true => Ok(()),
-        false => Err("not all kills took place".into()),
-    }
+    Ok(())
 }
 
 /// Waits until a query that is asked of a server gives `expected`.

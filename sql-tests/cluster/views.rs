@@ -6,7 +6,7 @@ use libtest_mimic::Trial;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::{END, ROWS, cluster, fill, kills, no_more_than, nothing_left, until_computed};
+use super::{END, ROWS, cancel, cluster, fill, kills, no_more_than, nothing_left, until_computed};
 use crate::harness::cluster::Cluster;
 use crate::harness::scene::{Outcome, Scene, block_on};
 
@@ -89,24 +89,7 @@ async fn pools() -> Outcome<()> {
 async fn cancelled() -> Outcome<()> {
     let cluster = cluster(&[&["--slots", "2"]]).await?;
     let scene = slow(&cluster, 20).await?;
-    let headwater = scene.headwater.clone();
-    let refresh = tokio::spawn(async move { headwater.sql(REFRESH).await.map(drop) });
-    until_computed(&scene, 60).await?;
-    let running = scene.headwater.jobs().running();
-    let job = running.first().ok_or("no job runs")?;
-    scene.run(&format!("CANCEL JOB '{}'", job.id)).await?;
-    let started = Instant::now();
-    let Err(error) = refresh.await? else {
-        return Err("it was not cancelled".into());
-    };
-    if started.elapsed() > Duration::from_secs(4) {
-        return Err(format!("after {:?}: {error}", started.elapsed()).into());
-    }
-    let calls = scene.all_calls()?;
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    if scene.all_calls()? != calls {
-        return Err("executors went on".into());
-    }
+    cancel(&scene, REFRESH, 60).await?;
     scene.run(REFRESH).await?;
     is_right(&scene).await?;
     no_more_than(&scene, 0)
