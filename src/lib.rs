@@ -1,4 +1,4 @@
-//! Headwater makes derived data a first-class SQL object: computed columns over
+//! Headwater makes derived data a first-class SQL object: computed columns and materialized views over
 //! Lance tables, declared, filled and kept fresh by SQL.
 //!
 //! A [`Headwater`](session::Headwater) is a database that is open: a folder of Lance
@@ -30,10 +30,21 @@
 //! # }
 //! ```
 //!
-//! The rooms of the crate, from the top: [`shell`] (the command), [`server`] (takes statements by Arrow Flight SQL) and [`client`] (sends them), [`serve`] (keeps views within their lag), [`protocol`] (what server and client say besides), [`session`], [`sql`] (the dialect),
-//! [`column`] (computed columns), [`job`] (refreshes that survive their process), [`database`] (catalog, definitions, system tables), [`delta`] (what
-//! changed between versions), [`storage`] (all calls to Lance), [`engine`] (where plans run). Imports
-//! point down this list only.
+//! The rooms of the crate, from the top. Imports point down this list only.
+//!
+//! - [`shell`]: the command.
+//! - [`server`] takes statements by Arrow Flight SQL, [`client`] sends them, [`protocol`] is what they say besides.
+//! - [`serve`] keeps views within their lag.
+//! - [`session`]: a database that is open.
+//! - [`sql`]: the dialect.
+//! - [`view`]: materialized views.
+//! - [`column`]: computed columns.
+//! - [`job`]: refreshes that survive their process.
+//! - [`function`]: what calls of users' functions take.
+//! - [`database`]: catalog, definitions, system tables.
+//! - [`delta`]: what changed between versions.
+//! - [`storage`]: all calls to Lance.
+//! - [`engine`]: where plans run.
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
 #![cfg_attr(
     not(test),
@@ -48,6 +59,7 @@ pub mod engine;
 mod error;
 pub mod function;
 pub mod job;
+mod local_file;
 pub mod protocol;
 pub mod serve;
 pub mod server;

@@ -6,7 +6,6 @@
 //!   that `PollFlightInfo` answers while it runs.
 //! - Sessions: the cookie [`SESSION_COOKIE`].
 
-use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,7 +15,7 @@ use tonic::{Code, Status};
 
 use crate::job::counters::Figures;
 use crate::job::jobs::RunningJob;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind};
 
 /// The trailer with what a client can't read off the code and the message of an error.
 pub const ERROR_HEADER: &str = "headwater-error-bin";
@@ -188,30 +187,6 @@ pub fn error(status: &Status) -> Option<Error> {
         }
         None => Error::new(kind, message),
     })
-}
-
-/// Reads a file that a setting names.
-pub(crate) fn read(path: &Path, what: &str) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|error| {
-        Error::new(
-            ErrorKind::Storage,
-            format!("can't read {what} '{}': {error}", path.display()),
-        )
-        .with_source(error)
-    })
-}
-
-/// Reads a token from a file; a line break at its end is not of it.
-pub(crate) fn read_token(path: &Path) -> Result<String> {
-    let bytes = read(path, "the token file")?;
-    let text = String::from_utf8_lossy(&bytes).trim().to_string();
-    match text.is_empty() {
-        true => Err(Error::invalid(format!(
-            "the token file '{}' is empty",
-            path.display()
-        ))),
-        false => Ok(text),
-    }
 }
 
 /// Shortens `text` to `most` bytes of a header, in which all but letters, digits and some signs take three for each of

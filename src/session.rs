@@ -19,7 +19,7 @@ use datafusion_cli::catalog::DynamicObjectStoreCatalog;
 use datafusion_session::SessionStore;
 use lance_io::object_store::WrappingObjectStore;
 
-use crate::column::remote::{Opener, UnitCodec};
+use crate::column::remote::executor::{Opener, UnitCodec};
 use crate::column::system_tables;
 use crate::database::blob::{BlobFunctions, blob_functions};
 use crate::database::system::{SystemSchema, SystemTable};

@@ -42,7 +42,8 @@ pub use rows::Rows;
 pub use url::is_server;
 
 use crate::error::causes;
-use crate::protocol::{self, SESSION_COOKIE, StatementState, read};
+use crate::local_file::read;
+use crate::protocol::{self, SESSION_COOKIE, StatementState};
 use crate::tls::choose_cryptography;
 use crate::{Error, ErrorKind, Result};
 use url::ServerUrl;

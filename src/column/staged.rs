@@ -21,7 +21,9 @@ use serde::{Deserialize, Serialize};
 use super::assess::{Column, rows_changed, same_fields};
 use crate::database::{Database, Table};
 use crate::delta::{FieldIdentity, VersionStamp};
-use crate::job::staged::{from_ipc, new_name, records, write_file, write_record};
+use crate::job::staged::{
+    from_ipc, is_of, new_name, records, records_where, write_file, write_record,
+};
 use crate::storage::column_file::ColumnFileReader;
 use crate::storage::fragments::{ids_at, offsets_of, places_of};
 use crate::storage::{RowSet, storage_error};
@@ -33,8 +35,6 @@ const ROW_ID: &str = "_rowid";
 /// What one staged file holds. Written once, after the file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct StagedRecord {
-    /// The job that computed it.
-    pub job: String,
     /// The version of the table that was read.
     pub version: VersionStamp,
     /// The fragment of that version.
@@ -142,7 +142,6 @@ impl Staging {
             column.rows = rows;
         }
         let record = StagedRecord {
-            job: self.job.clone(),
             version: self.version.clone(),
             fragment,
             columns,
@@ -152,9 +151,35 @@ impl Staging {
     }
 }
 
+/// Which staged results are looked for.
+#[derive(Debug, Clone, Copy)]
+pub enum Sought<'a> {
+    /// Those of any job.
+    All,
+    /// Those of one job, which computes rows again whatever they have.
+    OfJob(&'a str),
+    /// The checkpoints of one job, and the records at these paths.
+    Checkpoints(&'a str, &'a [String]),
+}
+
+impl Sought<'_> {
+    /// Whether the record at `path` is meant; `has_file` if there is a file beside it, as only a checkpoint has.
+    fn is_met(&self, path: &str, has_file: bool) -> bool {
+        match self {
+            Self::All => true,
+            Self::OfJob(job) => is_of(path, job),
+            Self::Checkpoints(job, beside) => {
+                (has_file && is_of(path, job)) || beside.iter().any(|other| other == path)
+            }
+        }
+    }
+}
+
 /// A staged file whose values a pass may use.
 #[derive(Debug)]
 struct Source {
+    /// Where its record is.
+    path: String,
     record: StagedRecord,
     /// By column of the pass: its place in the file, and the rows whose value is still right.
     columns: Vec<Option<(usize, RowSet)>>,
@@ -167,26 +192,24 @@ pub struct Staged {
 }
 
 impl Staged {
-    /// Finds what is staged for `columns` of `table`, as of its version. `only` a job's own results,
-    /// if it computes rows again whatever they have.
+    /// Finds what is staged for `columns` of `table`, as of its version.
     pub async fn find(
         database: &Database,
         table: &Table,
         columns: &[&Column],
-        only: Option<&str>,
+        sought: Sought<'_>,
     ) -> Result<Self> {
         let mut changed = Changed::default();
         let mut sources = Vec::new();
-        for (_, record) in records::<StagedRecord>(database, &table.name).await? {
-            if only.is_some_and(|job| record.job != job) {
-                continue;
-            }
+        let wanted = |path: &str, has_file| sought.is_met(path, has_file);
+        for (path, record) in records_where::<StagedRecord>(database, &table.name, wanted).await? {
             let mut found = Vec::with_capacity(columns.len());
             for column in columns {
                 found.push(changed.still_right(table, column, &record).await?);
             }
             if found.iter().flatten().any(|(_, rows)| !rows.is_empty()) {
                 sources.push(Source {
+                    path,
                     record,
                     columns: found,
                 });
@@ -198,6 +221,18 @@ impl Staged {
     /// Whether there is nothing.
     pub fn is_empty(&self) -> bool {
         self.sources.is_empty()
+    }
+
+    /// Where the records are that have values of any of these rows.
+    pub(super) fn records_of(&self, rows: &RowSet) -> Vec<String> {
+        let has_some = |source: &&Source| {
+            let columns = source.columns.iter().flatten();
+            columns
+                .map(|(_, right)| right)
+                .any(|right| !right.is_disjoint(rows))
+        };
+        let sources = self.sources.iter().filter(has_some);
+        sources.map(|source| source.path.clone()).collect()
     }
 
     /// Rows of the column at place `column` for which there is a value.

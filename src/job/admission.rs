@@ -137,6 +137,11 @@ impl InFlight {
         }
     }
 
+    /// How much may be on its way by now.
+    pub fn most(&self) -> usize {
+        self.most.load(Ordering::SeqCst)
+    }
+
     /// There are so many slots by now. Where they become fewer, work waits in the scheduler.
     pub fn grow(&self, slots: usize) {
         if self.is_given {
@@ -158,8 +163,7 @@ impl InFlight {
 
     /// Waits until nothing is on its way.
     pub async fn settled(&self) {
-        let most = self.most.load(Ordering::SeqCst);
-        let all = u32::try_from(most).unwrap_or(u32::MAX);
+        let all = u32::try_from(self.most()).unwrap_or(u32::MAX);
         drop(self.permits.acquire_many(all).await);
     }
 }

@@ -56,11 +56,26 @@ pub async fn records<T: DeserializeOwned>(
     database: &Database,
     table: &str,
 ) -> Result<Vec<(String, T)>> {
+    records_where(database, table, |_, _| true).await
+}
+
+/// As [`records`], but reads only those that are `wanted`: it is told the path of a record, and whether there is a file
+/// beside it.
+pub async fn records_where<T: DeserializeOwned>(
+    database: &Database,
+    table: &str,
+    wanted: impl Fn(&str, bool) -> bool,
+) -> Result<Vec<(String, T)>> {
     let folder = folder(table);
+    let names = database.root().list_own(&folder).await?;
     let mut records = Vec::new();
-    for name in database.root().list_own(&folder).await? {
+    for name in &names {
+        let Some(stem) = name.strip_suffix(".json") else {
+            continue;
+        };
+        let has_file = names.binary_search(&format!("{stem}.arrow")).is_ok();
         let path = format!("{folder}/{name}");
-        if name.ends_with(".json")
+        if wanted(&path, has_file)
             && let Some(bytes) = database.root().read_own(&path).await?
             && let Ok(record) = serde_json::from_slice(&bytes)
         {
@@ -68,6 +83,13 @@ pub async fn records<T: DeserializeOwned>(
         }
     }
     Ok(records)
+}
+
+/// Whether the record at `path` is of `job`.
+pub fn is_of(path: &str, job: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    name.strip_prefix(job)
+        .is_some_and(|rest| rest.starts_with('-'))
 }
 
 /// Removes all files that a job has staged for a table, those without a record, too.

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::engine::ballista::{Certificates as ClusterCertificates, Security, scheduler};
-use crate::protocol::{DEFAULT_PORT, read};
+use crate::local_file::read;
+use crate::protocol::DEFAULT_PORT;
 use crate::{Error, Result};
 
 /// How a server listens and whom it lets in.

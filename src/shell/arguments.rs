@@ -14,7 +14,7 @@ use datafusion_cli::print_options::MaxRows;
 
 use super::{executor, serve, server};
 use crate::client;
-use crate::protocol::read_token;
+use crate::local_file::read_token;
 use crate::session::Headwater;
 use crate::{Error, ErrorKind, Result};
 

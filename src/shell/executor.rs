@@ -12,7 +12,7 @@ use tokio::runtime::Builder;
 
 use super::arguments::size;
 use super::serve::time;
-use super::settings_file::SettingsFile;
+use super::settings_file::{SettingsFile, given_or};
 use super::signals::listen;
 use super::{WORKER_STACK, no_runtime, report, say};
 use crate::engine::ballista::executor::{self, Settings};
@@ -141,62 +141,38 @@ impl ExecutorArguments {
             Some(path) => SettingsFile::read(path, &NAMES)?,
             None => SettingsFile::default(),
         };
-        let text = |given: Option<String>, name: &str| match given {
-            Some(text) => Ok(Some(text)),
-            None => file.text(name),
-        };
-        let path = |given: Option<PathBuf>, name: &str| match given {
-            Some(path) => Ok(Some(path)),
-            None => file.path(name),
-        };
-        let port = |given: Option<u16>, name: &str| match given {
-            Some(port) => Ok(port),
-            None => file.number(name).map(Option::unwrap_or_default),
+        let port = |given: Option<u16>, name: &str| {
+            given_or(given, || file.number(name)).map(Option::unwrap_or_default)
         };
         let cores = available_parallelism().map_or(1, usize::from);
         let certificates = Certificates::all(
-            path(self.cluster_ca, "cluster-ca")?,
-            path(self.cluster_certificate, "cluster-certificate")?,
-            path(self.cluster_key, "cluster-key")?,
+            file.path_or(self.cluster_ca, "cluster-ca")?,
+            file.path_or(self.cluster_certificate, "cluster-certificate")?,
+            file.path_or(self.cluster_key, "cluster-key")?,
         )?;
         let settings = Settings {
-            scheduler: text(self.scheduler, "scheduler")?.ok_or_else(|| {
+            scheduler: file.text_or(self.scheduler, "scheduler")?.ok_or_else(|| {
                 Error::invalid("there is no --scheduler")
                     .with_hint("it is the URL that 'headwater server --cluster-bind …' says, such as df://localhost:50060")
             })?,
-            slots: match self.slots {
-                Some(slots) => slots,
-                None => file.number("slots")?.unwrap_or(cores),
-            },
-            memory: match self.memory {
-                Some(memory) => Some(memory),
-                None => file.parsed("memory", size)?,
-            },
-            label: match self.label {
-                Some(label) => Some(label),
-                None => file.parsed("label", label)?,
-            },
-            bind: match self.bind {
-                Some(bind) => bind,
-                None => file
-                    .parsed("bind", |text| text.parse().map_err(|e| format!("{e}")))?
-                    .unwrap_or(Ipv4Addr::LOCALHOST.into()),
-            },
-            external_host: text(self.external_host, "external-host")?,
+            slots: given_or(self.slots, || file.number("slots"))?.unwrap_or(cores),
+            memory: given_or(self.memory, || file.parsed("memory", size))?,
+            label: given_or(self.label, || file.parsed("label", label))?,
+            bind: given_or(self.bind, || file.parsed("bind", address))?
+                .unwrap_or(Ipv4Addr::LOCALHOST.into()),
+            external_host: file.text_or(self.external_host, "external-host")?,
             port: port(self.port, "port")?,
             task_port: port(self.task_port, "task-port")?,
-            work_dir: path(self.work_dir, "work-dir")?,
-            patience: match self.patience {
-                Some(patience) => patience,
-                None => file.parsed("patience", time)?.unwrap_or(PATIENCE),
-            },
+            work_dir: file.path_or(self.work_dir, "work-dir")?,
+            patience: given_or(self.patience, || file.parsed("patience", time))?
+                .unwrap_or(PATIENCE),
             security: Security::read(certificates.as_ref())?,
         };
         slots(&settings.slots.to_string())
             .map_err(|error| Error::invalid(format!("slots: {error}")))?;
         Ok(Told {
             settings,
-            http_bind: text(self.http_bind, "http-bind")?,
+            http_bind: file.text_or(self.http_bind, "http-bind")?,
         })
     }
 }
@@ -205,6 +181,11 @@ impl ExecutorArguments {
 fn slots(text: &str) -> Result<usize, String> {
     let slots = text.parse().ok().filter(|slots| (1..=1024).contains(slots));
     slots.ok_or_else(|| "a number from 1 to 1024 is wanted".to_string())
+}
+
+/// Reads the address of this machine.
+fn address(text: &str) -> Result<IpAddr, String> {
+    text.parse().map_err(|error| format!("{error}"))
 }
 
 /// Reads a label.

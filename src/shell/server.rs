@@ -10,11 +10,11 @@ use clap::Parser;
 
 use super::arguments::{StoreArguments, limit_memory, size};
 use super::serve::time;
-use super::settings_file::SettingsFile;
+use super::settings_file::{SettingsFile, given_or};
 use super::signals::{listen, now};
 use super::{no_runtime, report, runtime, say};
 use crate::engine::ballista::Certificates;
-use crate::protocol::read_token;
+use crate::local_file::read_token;
 use crate::server::{ClusterSettings, Server, Settings};
 use crate::session::HeadwaterBuilder;
 use crate::{Error, Result};
@@ -190,35 +190,19 @@ impl ServerArguments {
         }
         let mut options: HashMap<String, String> = file.options()?.into_iter().collect();
         options.extend(self.store.options()?);
-        let memory_limit = match self.memory_limit {
-            Some(bytes) => Some(bytes),
-            None => file.parsed("memory-limit", size)?,
-        };
-        let database = match self.database {
-            Some(database) => Some(database),
-            None => file.text("database")?,
-        };
-        let text = |given: Option<String>, name: &str| match given {
-            Some(text) => Ok(Some(text)),
-            None => file.text(name),
-        };
-        let host = text(self.cluster_host, "cluster-host")?;
-        let executor_timeout = match self.executor_timeout {
-            Some(timeout) => timeout,
-            None => file
-                .parsed("executor-timeout", time)?
-                .unwrap_or(ClusterSettings::EXECUTOR_TIMEOUT),
-        };
-        let path = |given: Option<PathBuf>, name: &str| match given {
-            Some(path) => Ok(Some(path)),
-            None => file.path(name),
-        };
+        let memory_limit = given_or(self.memory_limit, || file.parsed("memory-limit", size))?;
+        let database = file.text_or(self.database, "database")?;
+        let host = file.text_or(self.cluster_host, "cluster-host")?;
+        let executor_timeout = given_or(self.executor_timeout, || {
+            file.parsed("executor-timeout", time)
+        })?
+        .unwrap_or(ClusterSettings::EXECUTOR_TIMEOUT);
         let certificates = Certificates::all(
-            path(self.cluster_ca, "cluster-ca")?,
-            path(self.cluster_certificate, "cluster-certificate")?,
-            path(self.cluster_key, "cluster-key")?,
+            file.path_or(self.cluster_ca, "cluster-ca")?,
+            file.path_or(self.cluster_certificate, "cluster-certificate")?,
+            file.path_or(self.cluster_key, "cluster-key")?,
         )?;
-        let cluster_bind = text(self.cluster_bind, "cluster-bind")?;
+        let cluster_bind = file.text_or(self.cluster_bind, "cluster-bind")?;
         if cluster_bind.is_none() && certificates.is_some() {
             return Err(
                 Error::invalid("--cluster-ca needs --cluster-bind").with_hint(
@@ -239,20 +223,14 @@ impl ServerArguments {
                 )
             })?,
             settings: Settings {
-                bind: match self.bind {
-                    Some(bind) => Some(bind),
-                    None => file.text("bind")?,
-                },
+                bind: file.text_or(self.bind, "bind")?,
                 token,
-                tls_certificate: path(self.tls_certificate, "tls-certificate")?,
-                tls_key: path(self.tls_key, "tls-key")?,
-                tls_client_ca: path(self.tls_client_ca, "tls-client-ca")?,
-                insecure: match self.insecure {
-                    Some(insecure) => insecure,
-                    None => file.switch("insecure")?.unwrap_or(false),
-                },
+                tls_certificate: file.path_or(self.tls_certificate, "tls-certificate")?,
+                tls_key: file.path_or(self.tls_key, "tls-key")?,
+                tls_client_ca: file.path_or(self.tls_client_ca, "tls-client-ca")?,
+                insecure: given_or(self.insecure, || file.switch("insecure"))?.unwrap_or(false),
                 cluster,
-                http_bind: text(self.http_bind, "http-bind")?,
+                http_bind: file.text_or(self.http_bind, "http-bind")?,
             },
             options,
             memory_limit,

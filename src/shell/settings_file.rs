@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use toml::{Table, Value};
 
-use crate::protocol::read;
+use crate::local_file::read;
 use crate::{Error, Result, nearest};
 
 /// The settings of a file. Their names are those of the command line, without the dashes before.
@@ -102,6 +102,16 @@ impl SettingsFile {
         Ok(self.text(name)?.map(PathBuf::from))
     }
 
+    /// A setting that is text, unless it is given.
+    pub(super) fn text_or(&self, given: Option<String>, name: &str) -> Result<Option<String>> {
+        given_or(given, || self.text(name))
+    }
+
+    /// A setting that is a path, unless it is given.
+    pub(super) fn path_or(&self, given: Option<PathBuf>, name: &str) -> Result<Option<PathBuf>> {
+        given_or(given, || self.path(name))
+    }
+
     /// A setting that is true or false.
     pub(super) fn switch(&self, name: &str) -> Result<Option<bool>> {
         match self.table.get(name) {
@@ -142,6 +152,17 @@ impl SettingsFile {
             self.place,
             value.type_str()
         ))
+    }
+}
+
+/// What the command line or the environment gives, otherwise what the file has.
+pub(super) fn given_or<T>(
+    given: Option<T>,
+    in_file: impl FnOnce() -> Result<Option<T>>,
+) -> Result<Option<T>> {
+    match given {
+        Some(given) => Ok(Some(given)),
+        None => in_file(),
     }
 }
 

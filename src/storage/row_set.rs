@@ -181,6 +181,11 @@ impl RowSet {
         self.ids.is_subset(&other.ids)
     }
 
+    /// Whether no row is in both sets.
+    pub fn is_disjoint(&self, other: &Self) -> bool {
+        self.ids.is_disjoint(&other.ids)
+    }
+
     /// The set as text: the portable Roaring form with runs, in base64. The size is
     /// that of the runs; a caller that stores it somewhere small looks at it first.
     pub fn encode(&self) -> String {

@@ -25,6 +25,7 @@ use crate::job::counters::{Count, Counters, Phase};
 use crate::job::staged::{discard_all, from_ipc, new_name, records, write_file, write_record};
 use crate::storage::RowSet;
 use crate::storage::keys::RowEncoder;
+use crate::storage::scan::slice_bytes;
 use crate::{Error, ErrorKind, Result};
 
 /// Bytes of results that wait for a checkpoint.
@@ -137,11 +138,7 @@ impl Checkpoints {
     pub(super) fn add(&self, results: Results, time: Duration) -> bool {
         let mut buffer = self.buffer();
         let arrays = results.keys.iter().chain(&results.values);
-        let bytes = arrays.map(|array| {
-            let sliced = array.to_data().get_slice_memory_size();
-            sliced.unwrap_or_else(|_| array.get_array_memory_size())
-        });
-        buffer.bytes += bytes.sum::<usize>();
+        buffer.bytes += arrays.map(slice_bytes).sum::<usize>();
         buffer.spent += time;
         buffer.results.push(results);
         let since = *buffer.since.get_or_insert_with(|| {

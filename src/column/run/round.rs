@@ -22,7 +22,7 @@ use crate::column::computation::Computation;
 use crate::column::plan::{Pass, Unit};
 use crate::column::refresh::{CHECKPOINT_INTERVAL, COMMIT_EVERY, COMMIT_INTERVAL};
 use crate::column::remote::{self, run_units};
-use crate::column::staged::{Staged, Staging};
+use crate::column::staged::{Sought, Staged, Staging};
 use crate::column::state::ColumnState;
 use crate::column::work::{Pace, Work, is_stop};
 use crate::column::write::written_units;
@@ -61,10 +61,13 @@ impl Run {
     pub(super) async fn round(&mut self, pass: &mut Pass, number: usize) -> Result<Round> {
         let database = Arc::clone(&self.environment.database);
         let columns = pass.tasks.len();
-        let own_only = self.request.is_forced().then_some(self.driver.id());
+        let sought = match self.request.is_forced() {
+            true => Sought::OfJob(self.driver.id()),
+            false => Sought::All,
+        };
         let staged = {
             let columns: Vec<&Column> = pass.tasks.iter().map(|task| &task.column).collect();
-            Staged::find(&database, &pass.table, &columns, own_only).await?
+            Staged::find(&database, &pass.table, &columns, sought).await?
         };
         self.has_staged |= !staged.is_empty();
         let mut reused = vec![RowSet::default(); columns];
@@ -331,17 +334,11 @@ impl Flight<'_> {
     /// What a cluster has to know of the round.
     fn remote_round(&self) -> remote::Round {
         let settings = self.run.settings();
-        let is_forced = self.run.request.is_forced();
         remote::Round {
             computation: self.computation.clone(),
             work: Arc::clone(&self.work),
             batches: settings.batches,
             fixed_batches: settings.fixed_batches,
-            // Of the job itself there may be more when a unit begins: an executor that was lost has left checkpoints.
-            staged: match self.work.staged.is_empty() || is_forced {
-                true => remote::Earlier::Of(self.work.job.clone()),
-                false => remote::Earlier::OfAll,
-            },
             purpose: settings.placement.purpose(&self.work.job),
         }
     }
@@ -405,6 +402,7 @@ impl Flight<'_> {
                     Some(Ok(units_written)) => {
                         for written in units_written {
                             self.written(written.unit, units, written.file, split).await?;
+                            self.do_what_is_due().await?;
                         }
                     }
                     Some(Err(error)) if is_stop(&error) => {}
@@ -424,9 +422,7 @@ impl Flight<'_> {
                 },
                 () = until(due), if due.is_some() => {}
             }
-            if signal.now() != Signal::Stop(Stop::Superseded) {
-                self.do_what_is_due().await?;
-            }
+            self.do_what_is_due().await?;
         };
         drop(writing);
         Ok(match (failed, stopped) {
@@ -504,6 +500,9 @@ impl Flight<'_> {
     }
 
     async fn do_what_is_due(&mut self) -> Result<()> {
+        if self.work.signal.now() == Signal::Stop(Stop::Superseded) {
+            return Ok(());
+        }
         let every = match self.run.settings().commit_every.unwrap_or(COMMIT_EVERY) {
             0 => usize::MAX,
             every => every,

@@ -18,8 +18,9 @@ use rustls::server::{ParsedCertificate, ServerConfig, WebPkiClientVerifier};
 use tokio_rustls::TlsAcceptor;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity, ServerTlsConfig};
 
+use crate::local_file::read;
 use crate::tls::choose_cryptography;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, Result};
 
 /// The name that every certificate of a cluster has among its subject's alternative names.
 pub const NAME: &str = "headwater-cluster";
@@ -95,15 +96,7 @@ impl Security {
             return Ok(Self::default());
         };
         choose_cryptography();
-        let read = |path: &Path| {
-            std::fs::read(path).map_err(|error| {
-                Error::new(
-                    ErrorKind::Storage,
-                    format!("can't read the certificate '{}': {error}", path.display()),
-                )
-                .with_source(error)
-            })
-        };
+        let read = |path: &Path| read(path, "the certificate");
         let authority = read(&certificates.authority)?;
         let certificate = read(&certificates.certificate)?;
         let key = read(&certificates.key)?;

@@ -46,7 +46,7 @@ pub use partition::{fragment_rows, partition_fragments};
 pub use remote::ScanCodec;
 pub use rows::{RowFilter, selected_rows};
 pub use schema::{row_field, table_schema};
-pub use width::type_width;
+pub use width::{slice_bytes, type_width};
 
 /// Rows a batch has at most, unless the session says otherwise.
 pub const DEFAULT_BATCH_ROWS: usize = 8192;

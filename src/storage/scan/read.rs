@@ -10,10 +10,9 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::task::Poll;
 
-use datafusion::arrow::array::{Array, RecordBatch, RecordBatchOptions};
+use datafusion::arrow::array::{RecordBatch, RecordBatchOptions};
 use datafusion::arrow::compute::BatchCoalescer;
 use datafusion::arrow::datatypes::SchemaRef;
-use datafusion::arrow::error::ArrowError;
 use datafusion::common::DataFusionError;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_plan::ExecutionPlan;
@@ -32,6 +31,7 @@ use super::late::{self, Order};
 use super::look_up;
 use super::rows::{Selection, Sieve, selection, without_deletions};
 use super::schema::{blob_handling, row_field, stored_blob};
+use super::width::slice_bytes;
 use super::{Blobs, LanceScanExec, ScanDescription, ScanPartition};
 use crate::storage::blob::{Describer, described_bytes};
 use crate::storage::open::{panicked, storage_error};
@@ -507,13 +507,6 @@ impl Shaper {
 /// describes count too: a function may read those of a whole batch at once.
 fn batch_bytes(batch: &RecordBatch) -> usize {
     let described = usize::try_from(described_bytes(batch)).unwrap_or(usize::MAX);
-    let columns: usize = batch
-        .columns()
-        .iter()
-        .map(|column| {
-            let size: Result<usize, ArrowError> = column.to_data().get_slice_memory_size();
-            size.unwrap_or_else(|_| column.get_array_memory_size())
-        })
-        .sum();
+    let columns: usize = batch.columns().iter().map(slice_bytes).sum();
     columns.saturating_add(described)
 }

@@ -1,5 +1,6 @@
 //! How many bytes values take.
 
+use datafusion::arrow::array::{Array, ArrayRef};
 use datafusion::arrow::datatypes::DataType;
 
 /// Bytes of a value whose type does not say it: of strings, lists and the like.
@@ -27,4 +28,10 @@ pub fn type_width(data_type: &DataType) -> u64 {
         DataType::Struct(fields) => fields.iter().map(|f| type_width(f.data_type())).sum(),
         other => fixed_width(other).unwrap_or(VARIABLE),
     }
+}
+
+/// The bytes of the rows of `array`, though it may be a slice of a larger one.
+pub fn slice_bytes(array: &ArrayRef) -> usize {
+    let sliced = array.to_data().get_slice_memory_size();
+    sliced.unwrap_or_else(|_| array.get_array_memory_size())
 }

@@ -19,7 +19,6 @@ use datafusion::arrow::ipc::reader::StreamReader;
 use datafusion::arrow::ipc::writer::StreamWriter;
 use datafusion::common::DFSchema;
 use datafusion::execution::{SendableRecordBatchStream, SessionStateBuilder, TaskContext};
-use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::stream;
 use serde::{Deserialize, Serialize};
@@ -34,6 +33,7 @@ use crate::engine::wire::{
 };
 use crate::job::admission::until_done;
 use crate::job::counters::{Counters, Reading};
+use crate::storage::scan::slice_bytes;
 use crate::{Error, Result};
 
 /// The name of the kind of node.
@@ -102,7 +102,7 @@ impl Remote {
         let mut left = vec![(0, inputs.num_rows())];
         while let Some((start, rows)) = left.pop() {
             let part = compacted(&inputs.slice(start, rows))?;
-            if rows > 1 && bytes_of(&part) > SENT_BYTES {
+            if rows > 1 && part.columns().iter().map(slice_bytes).sum::<usize>() > SENT_BYTES {
                 let half = rows / 2;
                 left.push((start + half, rows - half));
                 left.push((start, half));
@@ -239,15 +239,6 @@ fn compacted(batch: &RecordBatch) -> Result<RecordBatch> {
     )?)
 }
 
-fn bytes_of(batch: &RecordBatch) -> usize {
-    let columns = batch.columns().iter();
-    let bytes = columns.map(|column| {
-        let sliced = column.to_data().get_slice_memory_size();
-        sliced.unwrap_or_else(|_| column.get_array_memory_size())
-    });
-    bytes.sum()
-}
-
 /// The outcome, in the first row, beside the values.
 fn output_schema(values: &[Field]) -> SchemaRef {
     let outcome = Field::new("__outcome", DataType::Utf8, true);
@@ -280,11 +271,6 @@ pub struct CallCodec;
 impl NodeCodec for CallCodec {
     fn kind(&self) -> &'static str {
         KIND
-    }
-
-    fn encode(&self, _: &dyn ExecutionPlan, _: &Codecs) -> Option<Result<Vec<u8>>> {
-        // Whoever sends calls describes them itself.
-        None
     }
 
     fn execute(
