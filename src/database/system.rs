@@ -15,6 +15,7 @@ use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit}
 use datafusion::catalog::{SchemaProvider, TableProvider};
 use datafusion::common::Result as DataFusionResult;
 use datafusion::datasource::MemTable;
+use futures::future::BoxFuture;
 
 use super::Database;
 use crate::storage::tag::tags;
@@ -22,13 +23,12 @@ use crate::storage::version::versions;
 use crate::{Error, Result};
 
 /// One table of the schema `system`.
-#[async_trait]
 pub trait SystemTable: Debug + Send + Sync {
     /// Its name.
     fn name(&self) -> &'static str;
 
     /// Its rows as they are now, in one batch.
-    async fn rows(&self, database: &Arc<Database>) -> Result<RecordBatch>;
+    fn rows<'a>(&'a self, database: &'a Arc<Database>) -> BoxFuture<'a, Result<RecordBatch>>;
 }
 
 /// The schema `system`.
@@ -84,56 +84,57 @@ impl SchemaProvider for SystemSchema {
 #[derive(Debug)]
 struct Tables;
 
-#[async_trait]
 impl SystemTable for Tables {
     fn name(&self) -> &'static str {
         "tables"
     }
 
-    async fn rows(&self, database: &Arc<Database>) -> Result<RecordBatch> {
-        let mut names = Vec::new();
-        let mut kinds = Vec::new();
-        let mut table_versions = Vec::new();
-        let mut rows = Vec::new();
-        let mut fragments = Vec::new();
-        let mut tracking = Vec::new();
-        let materialized = database.materialized_view_names().await?;
-        for name in database.root().table_names().await? {
-            // A table that can't be opened is listed all the same; reading it says why.
-            let table = database.table(&name).await.ok();
-            kinds.push(match materialized.contains(&name) {
-                true => "materialized view",
-                false => "table",
-            });
-            names.push(name);
-            let dataset = table.map(|table| table.dataset);
-            table_versions.push(dataset.as_ref().map(|d| d.version().version));
-            fragments.push(dataset.as_ref().map(|d| d.count_fragments() as u64));
-            tracking.push(dataset.as_ref().map(|d| d.manifest().uses_stable_row_ids()));
-            rows.push(match &dataset {
-                Some(dataset) => dataset.count_rows(None).await.ok().map(|n| n as u64),
-                None => None,
-            });
-        }
-        for name in database.view_names().await? {
-            names.push(name);
-            kinds.push("view");
-            table_versions.push(None);
-            fragments.push(None);
-            tracking.push(None);
-            rows.push(None);
-        }
-        batch(vec![
-            text("table_name", names),
-            text("kind", kinds),
-            number("version", table_versions),
-            number("rows", rows),
-            number("fragments", fragments),
-            (
-                Field::new("row_tracking", DataType::Boolean, true),
-                Arc::new(BooleanArray::from(tracking)),
-            ),
-        ])
+    fn rows<'a>(&'a self, database: &'a Arc<Database>) -> BoxFuture<'a, Result<RecordBatch>> {
+        Box::pin(async move {
+            let mut names = Vec::new();
+            let mut kinds = Vec::new();
+            let mut table_versions = Vec::new();
+            let mut rows = Vec::new();
+            let mut fragments = Vec::new();
+            let mut tracking = Vec::new();
+            let materialized = database.materialized_view_names().await?;
+            for name in database.root().table_names().await? {
+                // A table that can't be opened is listed all the same; reading it says why.
+                let table = database.table(&name).await.ok();
+                kinds.push(match materialized.contains(&name) {
+                    true => "materialized view",
+                    false => "table",
+                });
+                names.push(name);
+                let dataset = table.map(|table| table.dataset);
+                table_versions.push(dataset.as_ref().map(|d| d.version().version));
+                fragments.push(dataset.as_ref().map(|d| d.count_fragments() as u64));
+                tracking.push(dataset.as_ref().map(|d| d.manifest().uses_stable_row_ids()));
+                rows.push(match &dataset {
+                    Some(dataset) => dataset.count_rows(None).await.ok().map(|n| n as u64),
+                    None => None,
+                });
+            }
+            for name in database.view_names().await? {
+                names.push(name);
+                kinds.push("view");
+                table_versions.push(None);
+                fragments.push(None);
+                tracking.push(None);
+                rows.push(None);
+            }
+            batch(vec![
+                text("table_name", names),
+                text("kind", kinds),
+                number("version", table_versions),
+                number("rows", rows),
+                number("fragments", fragments),
+                (
+                    Field::new("row_tracking", DataType::Boolean, true),
+                    Arc::new(BooleanArray::from(tracking)),
+                ),
+            ])
+        })
     }
 }
 
@@ -141,29 +142,30 @@ impl SystemTable for Tables {
 #[derive(Debug)]
 struct Versions;
 
-#[async_trait]
 impl SystemTable for Versions {
     fn name(&self) -> &'static str {
         "versions"
     }
 
-    async fn rows(&self, database: &Arc<Database>) -> Result<RecordBatch> {
-        let mut all = Vec::new();
-        for name in database.root().table_names().await? {
-            let Ok(table) = database.table(&name).await else {
-                continue;
-            };
-            for version in versions(&name, &table.dataset).await? {
-                all.push((name.clone(), version));
+    fn rows<'a>(&'a self, database: &'a Arc<Database>) -> BoxFuture<'a, Result<RecordBatch>> {
+        Box::pin(async move {
+            let mut all = Vec::new();
+            for name in database.root().table_names().await? {
+                let Ok(table) = database.table(&name).await else {
+                    continue;
+                };
+                for version in versions(&name, &table.dataset).await? {
+                    all.push((name.clone(), version));
+                }
             }
-        }
-        batch(vec![
-            text("table_name", all.iter().map(|(name, _)| name.clone())),
-            number("version", all.iter().map(|(_, v)| Some(v.version))),
-            timestamp("timestamp", all.iter().map(|(_, v)| v.timestamp_millis)),
-            text("operation", all.iter().map(|(_, v)| v.operation.clone())),
-            optional_text("tags", all.iter().map(|(_, v)| v.tags.clone())),
-        ])
+            batch(vec![
+                text("table_name", all.iter().map(|(name, _)| name.clone())),
+                number("version", all.iter().map(|(_, v)| Some(v.version))),
+                timestamp("timestamp", all.iter().map(|(_, v)| v.timestamp_millis)),
+                text("operation", all.iter().map(|(_, v)| v.operation.clone())),
+                optional_text("tags", all.iter().map(|(_, v)| v.tags.clone())),
+            ])
+        })
     }
 }
 
@@ -171,29 +173,30 @@ impl SystemTable for Versions {
 #[derive(Debug)]
 struct Tags;
 
-#[async_trait]
 impl SystemTable for Tags {
     fn name(&self) -> &'static str {
         "tags"
     }
 
-    async fn rows(&self, database: &Arc<Database>) -> Result<RecordBatch> {
-        let mut all = Vec::new();
-        for name in database.root().table_names().await? {
-            let Ok(table) = database.table(&name).await else {
-                continue;
-            };
-            for tag in tags(&name, &table.dataset).await? {
-                all.push((name.clone(), tag));
+    fn rows<'a>(&'a self, database: &'a Arc<Database>) -> BoxFuture<'a, Result<RecordBatch>> {
+        Box::pin(async move {
+            let mut all = Vec::new();
+            for name in database.root().table_names().await? {
+                let Ok(table) = database.table(&name).await else {
+                    continue;
+                };
+                for tag in tags(&name, &table.dataset).await? {
+                    all.push((name.clone(), tag));
+                }
             }
-        }
-        batch(vec![
-            text("table_name", all.iter().map(|(name, _)| name.clone())),
-            text("tag_name", all.iter().map(|(_, tag)| tag.name.clone())),
-            number("version", all.iter().map(|(_, tag)| Some(tag.version))),
-            optional_timestamp("created", all.iter().map(|(_, tag)| tag.created_millis)),
-            optional_text("branch", all.iter().map(|(_, tag)| tag.branch.clone())),
-        ])
+            batch(vec![
+                text("table_name", all.iter().map(|(name, _)| name.clone())),
+                text("tag_name", all.iter().map(|(_, tag)| tag.name.clone())),
+                number("version", all.iter().map(|(_, tag)| Some(tag.version))),
+                optional_timestamp("created", all.iter().map(|(_, tag)| tag.created_millis)),
+                optional_text("branch", all.iter().map(|(_, tag)| tag.branch.clone())),
+            ])
+        })
     }
 }
 

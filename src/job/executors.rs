@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use datafusion::arrow::array::RecordBatch;
+use futures::future::BoxFuture;
 
 use crate::Result;
 use crate::database::Database;
@@ -14,43 +14,44 @@ use crate::engine::ballista::Cluster;
 #[derive(Debug)]
 pub struct Executors(pub Option<Cluster>);
 
-#[async_trait]
 impl SystemTable for Executors {
     fn name(&self) -> &'static str {
         "executors"
     }
 
-    async fn rows(&self, _: &Arc<Database>) -> Result<RecordBatch> {
-        let executors = match &self.0 {
-            Some(cluster) => cluster.executors().await?,
-            None => Vec::new(),
-        };
-        let all = || executors.iter().map(|seen| &seen.executor);
-        batch(vec![
-            text("executor_id", all().map(|executor| executor.id.clone())),
-            optional_text("label", all().map(|executor| executor.label.clone())),
-            number(
-                "slots",
-                all().map(|executor| Some(u64::from(executor.slots))),
-            ),
-            number(
-                "tasks",
-                executors.iter().map(|seen| Some(u64::from(seen.tasks))),
-            ),
-            number("memory", all().map(|executor| executor.memory)),
-            number(
-                "memory_used",
-                executors.iter().map(|seen| Some(seen.memory_used)),
-            ),
-            text("host", all().map(|executor| executor.host.clone())),
-            number("port", all().map(|executor| Some(u64::from(executor.port)))),
-            text("release", all().map(|executor| executor.release.clone())),
-            seconds(
-                "seconds_since_heartbeat",
-                executors
-                    .iter()
-                    .map(|seen| Some(seen.silent_for as f64 / 1e3)),
-            ),
-        ])
+    fn rows<'a>(&'a self, _: &'a Arc<Database>) -> BoxFuture<'a, Result<RecordBatch>> {
+        Box::pin(async move {
+            let executors = match &self.0 {
+                Some(cluster) => cluster.executors().await?,
+                None => Vec::new(),
+            };
+            let all = || executors.iter().map(|seen| &seen.executor);
+            batch(vec![
+                text("executor_id", all().map(|executor| executor.id.clone())),
+                optional_text("label", all().map(|executor| executor.label.clone())),
+                number(
+                    "slots",
+                    all().map(|executor| Some(u64::from(executor.slots))),
+                ),
+                number(
+                    "tasks",
+                    executors.iter().map(|seen| Some(u64::from(seen.tasks))),
+                ),
+                number("memory", all().map(|executor| executor.memory)),
+                number(
+                    "memory_used",
+                    executors.iter().map(|seen| Some(seen.memory_used)),
+                ),
+                text("host", all().map(|executor| executor.host.clone())),
+                number("port", all().map(|executor| Some(u64::from(executor.port)))),
+                text("release", all().map(|executor| executor.release.clone())),
+                seconds(
+                    "seconds_since_heartbeat",
+                    executors
+                        .iter()
+                        .map(|seen| Some(seen.silent_for as f64 / 1e3)),
+                ),
+            ])
+        })
     }
 }

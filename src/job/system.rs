@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use datafusion::arrow::array::RecordBatch;
+use futures::future::BoxFuture;
 
 use super::clock::Clock;
 use super::ledger::Ledger;
@@ -38,7 +38,6 @@ struct JobTable {
     clock: Arc<dyn Clock>,
 }
 
-#[async_trait]
 impl SystemTable for JobTable {
     fn name(&self) -> &'static str {
         match self.kind {
@@ -48,36 +47,38 @@ impl SystemTable for JobTable {
         }
     }
 
-    async fn rows(&self, database: &Arc<Database>) -> Result<RecordBatch> {
-        let ledger = Ledger::new(Arc::clone(database), Arc::clone(&self.clock));
-        let jobs = ledger.jobs().await?;
-        match self.kind {
-            Kind::Jobs => job_rows(&jobs, ledger.now()),
-            Kind::Events => {
-                let mut events = Vec::new();
-                for job in &jobs {
-                    let of_job = ledger.events(&job.record.id).await?;
-                    events.extend(
-                        of_job
-                            .into_iter()
-                            .map(|event| (job.record.id.clone(), event)),
-                    );
+    fn rows<'a>(&'a self, database: &'a Arc<Database>) -> BoxFuture<'a, Result<RecordBatch>> {
+        Box::pin(async move {
+            let ledger = Ledger::new(Arc::clone(database), Arc::clone(&self.clock));
+            let jobs = ledger.jobs().await?;
+            match self.kind {
+                Kind::Jobs => job_rows(&jobs, ledger.now()),
+                Kind::Events => {
+                    let mut events = Vec::new();
+                    for job in &jobs {
+                        let of_job = ledger.events(&job.record.id).await?;
+                        events.extend(
+                            of_job
+                                .into_iter()
+                                .map(|event| (job.record.id.clone(), event)),
+                        );
+                    }
+                    event_rows(&events)
                 }
-                event_rows(&events)
-            }
-            Kind::Errors => {
-                let mut errors = Vec::new();
-                for job in &jobs {
-                    let of_job = ledger.errors(&job.record.id).await?;
-                    errors.extend(
-                        of_job
-                            .into_iter()
-                            .map(|error| (job.record.id.clone(), error)),
-                    );
+                Kind::Errors => {
+                    let mut errors = Vec::new();
+                    for job in &jobs {
+                        let of_job = ledger.errors(&job.record.id).await?;
+                        errors.extend(
+                            of_job
+                                .into_iter()
+                                .map(|error| (job.record.id.clone(), error)),
+                        );
+                    }
+                    error_rows(&errors)
                 }
-                error_rows(&errors)
             }
-        }
+        })
     }
 }
 

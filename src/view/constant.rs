@@ -4,8 +4,8 @@
 
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use datafusion::logical_expr::{LogicalPlan, Values, lit};
+use futures::future::BoxFuture;
 
 use super::cost::{Cost, Known};
 use super::operator::{Node, Operator};
@@ -35,7 +35,6 @@ impl Constant {
     }
 }
 
-#[async_trait]
 impl Operator for Constant {
     fn class(&self) -> &'static str {
         "constant"
@@ -56,20 +55,27 @@ impl Operator for Constant {
         true
     }
 
-    async fn relation(&self, node: &Node, _: &Pass, side: Side) -> Result<Option<LogicalPlan>> {
-        if matches!(side, Side::Removed | Side::Added) {
-            return Ok(None);
-        }
-        let mut parts = Vec::with_capacity(self.rows.len());
-        for (place, row) in self.rows.iter().enumerate() {
-            let mut all = columns(&node.schema);
-            all.extend(
-                node.keys
-                    .iter()
-                    .map(|key| lit(place as u64).alias(&key.name)),
-            );
-            parts.push(Some(project(row.clone(), all)?));
-        }
-        Ok(union(parts)?)
+    fn relation<'a>(
+        &'a self,
+        node: &'a Node,
+        _: &'a Pass,
+        side: Side,
+    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>> {
+        Box::pin(async move {
+            if matches!(side, Side::Removed | Side::Added) {
+                return Ok(None);
+            }
+            let mut parts = Vec::with_capacity(self.rows.len());
+            for (place, row) in self.rows.iter().enumerate() {
+                let mut all = columns(&node.schema);
+                all.extend(
+                    node.keys
+                        .iter()
+                        .map(|key| lit(place as u64).alias(&key.name)),
+                );
+                parts.push(Some(project(row.clone(), all)?));
+            }
+            Ok(union(parts)?)
+        })
     }
 }

@@ -9,8 +9,8 @@
 
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use datafusion::logical_expr::{Aggregate, Expr, LogicalPlan, lit};
+use futures::future::BoxFuture;
 
 use super::cost::{Cost, Known, TAKEN, touched};
 use super::operator::{Node, Operator};
@@ -69,7 +69,6 @@ impl Group {
     }
 }
 
-#[async_trait]
 impl Operator for Group {
     fn class(&self) -> &'static str {
         "group"
@@ -106,51 +105,66 @@ impl Operator for Group {
         }
     }
 
-    async fn touched_keys(&self, node: &Node, pass: &Pass) -> Result<Option<Arc<KeySet>>> {
-        if self.groups.is_empty() {
-            return Ok(None);
-        }
-        Ok(Some(self.touched(node, pass).await?.keys))
+    fn touched_keys<'a>(
+        &'a self,
+        node: &'a Node,
+        pass: &'a Pass,
+    ) -> BoxFuture<'a, Result<Option<Arc<KeySet>>>> {
+        Box::pin(async move {
+            if self.groups.is_empty() {
+                return Ok(None);
+            }
+            Ok(Some(self.touched(node, pass).await?.keys))
+        })
     }
 
-    async fn restricted(
-        &self,
-        node: &Node,
-        pass: &Pass,
-        restriction: &Restriction,
-    ) -> Result<Option<LogicalPlan>> {
-        let (own, groups) = (node.schema.columns(), &self.groups);
-        let below = restriction.over(|column| {
-            let place = own.iter().position(|other| other == column)?;
-            groups.get(place).cloned().map(Expr::unalias)
-        })?;
-        let Some(below) = below else {
-            return node.filtered(pass, restriction).await;
-        };
-        let touched = self.touched(node, pass).await?;
-        let rows = self.input.restricted(pass, Side::New, &below).await?;
-        let rows = rows.map(|rows| self.over(node, touched.filter_others(rows)?));
-        rows.transpose()
+    fn restricted<'a>(
+        &'a self,
+        node: &'a Node,
+        pass: &'a Pass,
+        restriction: &'a Restriction,
+    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>> {
+        Box::pin(async move {
+            let (own, groups) = (node.schema.columns(), &self.groups);
+            let below = restriction.over(|column| {
+                let place = own.iter().position(|other| other == column)?;
+                groups.get(place).cloned().map(Expr::unalias)
+            })?;
+            let Some(below) = below else {
+                return node.filtered(pass, restriction).await;
+            };
+            let touched = self.touched(node, pass).await?;
+            let rows = self.input.restricted(pass, Side::New, &below).await?;
+            let rows = rows.map(|rows| self.over(node, touched.filter_others(rows)?));
+            rows.transpose()
+        })
     }
 
-    async fn relation(&self, node: &Node, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>> {
-        if matches!(side, Side::Old | Side::New) {
-            let rows = self.input.relation(pass, side).await?;
-            return rows.map(|rows| self.over(node, rows)).transpose();
-        }
-        let touched = self.touched(node, pass).await?;
-        let rows = match (side == Side::Unchanged, self.groups.is_empty()) {
-            (true, false) => {
-                let rows = self.input.relation(pass, Side::New).await?;
-                rows.map(|rows| touched.filter_others(rows)).transpose()?
+    fn relation<'a>(
+        &'a self,
+        node: &'a Node,
+        pass: &'a Pass,
+        side: Side,
+    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>> {
+        Box::pin(async move {
+            if matches!(side, Side::Old | Side::New) {
+                let rows = self.input.relation(pass, side).await?;
+                return rows.map(|rows| self.over(node, rows)).transpose();
             }
-            (false, false) => self.input.restricted(pass, side, &touched).await?,
-            // The only group.
-            (is_unchanged, true) if is_unchanged == touched.keys.is_empty() => {
-                self.input.relation(pass, side.whole()).await?
-            }
-            (_, true) => None,
-        };
-        rows.map(|rows| self.over(node, rows)).transpose()
+            let touched = self.touched(node, pass).await?;
+            let rows = match (side == Side::Unchanged, self.groups.is_empty()) {
+                (true, false) => {
+                    let rows = self.input.relation(pass, Side::New).await?;
+                    rows.map(|rows| touched.filter_others(rows)).transpose()?
+                }
+                (false, false) => self.input.restricted(pass, side, &touched).await?,
+                // The only group.
+                (is_unchanged, true) if is_unchanged == touched.keys.is_empty() => {
+                    self.input.relation(pass, side.whole()).await?
+                }
+                (_, true) => None,
+            };
+            rows.map(|rows| self.over(node, rows)).transpose()
+        })
     }
 }

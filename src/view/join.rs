@@ -10,9 +10,9 @@
 
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use datafusion::common::Column;
 use datafusion::logical_expr::{Expr, Join, LogicalPlan};
+use futures::future::BoxFuture;
 
 use super::cost::{Cost, Known, TAKEN};
 use super::operator::{Node, Operator, Origins};
@@ -113,7 +113,6 @@ pub(super) fn join_as(join: &Join, left: LogicalPlan, right: LogicalPlan) -> Res
     )?))
 }
 
-#[async_trait]
 impl Operator for InnerJoin {
     fn class(&self) -> &'static str {
         "join"
@@ -159,39 +158,49 @@ impl Operator for InnerJoin {
         }
     }
 
-    async fn restricted(
-        &self,
-        node: &Node,
-        pass: &Pass,
-        restriction: &Restriction,
-    ) -> Result<Option<LogicalPlan>> {
-        let (left_key, right_key) = on(&self.join);
-        let (left, right) = if restriction.is_over(&self.left.schema) {
-            let first = (&self.left, &left_key[..]);
-            meeting(pass, first, (&self.right, right_key), restriction).await?
-        } else if restriction.is_over(&self.right.schema) {
-            let first = (&self.right, &right_key[..]);
-            let (right, left) = meeting(pass, first, (&self.left, left_key), restriction).await?;
-            (left, right)
-        } else {
-            return node.filtered(pass, restriction).await;
-        };
-        self.joined(node, left, right)
+    fn restricted<'a>(
+        &'a self,
+        node: &'a Node,
+        pass: &'a Pass,
+        restriction: &'a Restriction,
+    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>> {
+        Box::pin(async move {
+            let (left_key, right_key) = on(&self.join);
+            let (left, right) = if restriction.is_over(&self.left.schema) {
+                let first = (&self.left, &left_key[..]);
+                meeting(pass, first, (&self.right, right_key), restriction).await?
+            } else if restriction.is_over(&self.right.schema) {
+                let first = (&self.right, &right_key[..]);
+                let (right, left) =
+                    meeting(pass, first, (&self.left, left_key), restriction).await?;
+                (left, right)
+            } else {
+                return node.filtered(pass, restriction).await;
+            };
+            self.joined(node, left, right)
+        })
     }
 
-    async fn relation(&self, node: &Node, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>> {
-        let left = self.left.relation(pass, side).await?;
-        let right = self.right.relation(pass, side).await?;
-        if matches!(side, Side::Old | Side::New | Side::Unchanged) {
-            return self.joined(node, left, right);
-        }
-        if left.is_none() && right.is_none() {
-            return Ok(None);
-        }
-        let [unchanged_left, unchanged_right] = self.met(node, pass).await?;
-        let all_right = union([unchanged_right, right.clone()])?;
-        let first = self.joined(node, left, all_right)?;
-        let second = self.joined(node, unchanged_left, right)?;
-        Ok(union([first, second])?)
+    fn relation<'a>(
+        &'a self,
+        node: &'a Node,
+        pass: &'a Pass,
+        side: Side,
+    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>> {
+        Box::pin(async move {
+            let left = self.left.relation(pass, side).await?;
+            let right = self.right.relation(pass, side).await?;
+            if matches!(side, Side::Old | Side::New | Side::Unchanged) {
+                return self.joined(node, left, right);
+            }
+            if left.is_none() && right.is_none() {
+                return Ok(None);
+            }
+            let [unchanged_left, unchanged_right] = self.met(node, pass).await?;
+            let all_right = union([unchanged_right, right.clone()])?;
+            let first = self.joined(node, left, all_right)?;
+            let second = self.joined(node, unchanged_left, right)?;
+            Ok(union([first, second])?)
+        })
     }
 }

@@ -15,9 +15,9 @@
 
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use datafusion::common::JoinType;
 use datafusion::logical_expr::{Expr, Join, LogicalPlan};
+use futures::future::BoxFuture;
 
 use super::cost::{Cost, Known};
 use super::join::{join_as, on};
@@ -190,7 +190,6 @@ fn or_empty(node: &Node, plan: Option<LogicalPlan>) -> Result<LogicalPlan> {
     }))
 }
 
-#[async_trait]
 impl Operator for MatchingJoin {
     fn class(&self) -> &'static str {
         "matching join"
@@ -231,78 +230,88 @@ impl Operator for MatchingJoin {
         }
     }
 
-    async fn restricted(
-        &self,
-        node: &Node,
-        pass: &Pass,
-        restriction: &Restriction,
-    ) -> Result<Option<LogicalPlan>> {
-        let change = self.change(node, pass).await?;
-        let inputs = self.outer_and_inner();
-        let inputs = inputs.filter(|[outer, _]| restriction.is_over(&outer.0.schema));
-        let (Some([(outer, outer_key), (inner, inner_key)]), false) =
-            (inputs, self.join.on.is_empty() || self.join.null_aware)
-        else {
-            return node.filtered(pass, restriction).await;
-        };
-        let rows = match change {
-            Change::Everything => return Ok(None),
-            Change::Nothing | Change::OneByOne => {
-                outer.restricted(pass, Side::Unchanged, restriction).await?
-            }
-            Change::ByKey { left, .. } => {
-                let touched = Restriction::new(outer_key.clone(), left.keys);
-                let rows = outer.restricted(pass, Side::New, restriction).await?;
-                rows.map(|rows| touched.filter_others(rows)).transpose()?
-            }
-        };
-        let Some(rows) = rows else {
-            return Ok(None);
-        };
-        let keys = pass.keys_of(Some(rows.clone()), &outer_key).await?;
-        let restriction = Restriction::new(inner_key, keys);
-        let others = inner.restricted(pass, Side::New, &restriction).await?;
-        self.matched(node, Some(rows), others)
+    fn restricted<'a>(
+        &'a self,
+        node: &'a Node,
+        pass: &'a Pass,
+        restriction: &'a Restriction,
+    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>> {
+        Box::pin(async move {
+            let change = self.change(node, pass).await?;
+            let inputs = self.outer_and_inner();
+            let inputs = inputs.filter(|[outer, _]| restriction.is_over(&outer.0.schema));
+            let (Some([(outer, outer_key), (inner, inner_key)]), false) =
+                (inputs, self.join.on.is_empty() || self.join.null_aware)
+            else {
+                return node.filtered(pass, restriction).await;
+            };
+            let rows = match change {
+                Change::Everything => return Ok(None),
+                Change::Nothing | Change::OneByOne => {
+                    outer.restricted(pass, Side::Unchanged, restriction).await?
+                }
+                Change::ByKey { left, .. } => {
+                    let touched = Restriction::new(outer_key.clone(), left.keys);
+                    let rows = outer.restricted(pass, Side::New, restriction).await?;
+                    rows.map(|rows| touched.filter_others(rows)).transpose()?
+                }
+            };
+            let Some(rows) = rows else {
+                return Ok(None);
+            };
+            let keys = pass.keys_of(Some(rows.clone()), &outer_key).await?;
+            let restriction = Restriction::new(inner_key, keys);
+            let others = inner.restricted(pass, Side::New, &restriction).await?;
+            self.matched(node, Some(rows), others)
+        })
     }
 
-    async fn relation(&self, node: &Node, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>> {
-        if matches!(side, Side::Old | Side::New) {
-            return self.sides(node, pass, side, side).await;
-        }
-        let whole = side.whole();
-        match (self.change(node, pass).await?, side) {
-            (Change::Nothing, Side::Unchanged)
-            | (Change::Everything, Side::Removed | Side::Added) => {
-                self.sides(node, pass, whole, whole).await
+    fn relation<'a>(
+        &'a self,
+        node: &'a Node,
+        pass: &'a Pass,
+        side: Side,
+    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>> {
+        Box::pin(async move {
+            if matches!(side, Side::Old | Side::New) {
+                return self.sides(node, pass, side, side).await;
             }
-            (Change::Nothing | Change::Everything, _) => Ok(None),
-            (Change::OneByOne, _) => {
-                let Some([(outer, outer_key), (inner, inner_key)]) = self.outer_and_inner() else {
-                    return Err(Error::internal("both inputs of a join come out"));
-                };
-                let rows = outer.relation(pass, side).await?;
-                if side == Side::Unchanged || outer_key.is_empty() || self.join.null_aware {
-                    let others = inner.relation(pass, whole).await?;
-                    return self.matched(node, rows, others);
+            let whole = side.whole();
+            match (self.change(node, pass).await?, side) {
+                (Change::Nothing, Side::Unchanged)
+                | (Change::Everything, Side::Removed | Side::Added) => {
+                    self.sides(node, pass, whole, whole).await
                 }
-                let inputs = [(outer, &outer_key[..])];
-                let keys = pass.touched(3 * node.id + 2, &inputs).await?;
-                let restriction = Restriction::new(inner_key, keys);
-                let others = inner.restricted(pass, whole, &restriction).await?;
-                self.matched(node, rows, others)
+                (Change::Nothing | Change::Everything, _) => Ok(None),
+                (Change::OneByOne, _) => {
+                    let Some([(outer, outer_key), (inner, inner_key)]) = self.outer_and_inner()
+                    else {
+                        return Err(Error::internal("both inputs of a join come out"));
+                    };
+                    let rows = outer.relation(pass, side).await?;
+                    if side == Side::Unchanged || outer_key.is_empty() || self.join.null_aware {
+                        let others = inner.relation(pass, whole).await?;
+                        return self.matched(node, rows, others);
+                    }
+                    let inputs = [(outer, &outer_key[..])];
+                    let keys = pass.touched(3 * node.id + 2, &inputs).await?;
+                    let restriction = Restriction::new(inner_key, keys);
+                    let others = inner.restricted(pass, whole, &restriction).await?;
+                    self.matched(node, rows, others)
+                }
+                (Change::ByKey { left, right }, Side::Unchanged) => {
+                    let others = self.left.relation(pass, whole).await?;
+                    let of_left = others.map(|rows| left.filter_others(rows)).transpose()?;
+                    let others = self.right.relation(pass, whole).await?;
+                    let of_right = others.map(|rows| right.filter_others(rows)).transpose()?;
+                    self.joined(node, of_left, of_right)
+                }
+                (Change::ByKey { left, right }, _) => {
+                    let of_left = self.left.restricted(pass, side, &left).await?;
+                    let of_right = self.right.restricted(pass, side, &right).await?;
+                    self.joined(node, of_left, of_right)
+                }
             }
-            (Change::ByKey { left, right }, Side::Unchanged) => {
-                let others = self.left.relation(pass, whole).await?;
-                let of_left = others.map(|rows| left.filter_others(rows)).transpose()?;
-                let others = self.right.relation(pass, whole).await?;
-                let of_right = others.map(|rows| right.filter_others(rows)).transpose()?;
-                self.joined(node, of_left, of_right)
-            }
-            (Change::ByKey { left, right }, _) => {
-                let of_left = self.left.restricted(pass, side, &left).await?;
-                let of_right = self.right.restricted(pass, side, &right).await?;
-                self.joined(node, of_left, of_right)
-            }
-        }
+        })
     }
 }

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use datafusion::common::{Column, DFSchemaRef};
 use datafusion::logical_expr::{Expr, LogicalPlan};
+use futures::future::BoxFuture;
 
 use super::cost::{Cost, Known};
 use super::pass::Pass;
@@ -15,7 +15,6 @@ use crate::Result;
 use crate::storage::key_set::KeySet;
 
 /// An operator of a class: it says how its relations follow from those of its inputs.
-#[async_trait]
 pub(super) trait Operator: Debug + Send + Sync {
     /// One word for the class, as EXPLAIN shows it.
     fn class(&self) -> &'static str;
@@ -25,16 +24,21 @@ pub(super) trait Operator: Debug + Send + Sync {
 
     /// One of its relations, with the columns of its node and the key behind them, in this order; `None` if there can't
     /// be a row in it.
-    async fn relation(&self, node: &Node, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>>;
+    fn relation<'a>(
+        &'a self,
+        node: &'a Node,
+        pass: &'a Pass,
+        side: Side,
+    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>>;
 
     /// The rows that are the same at both versions and meet `restriction`, which is over the columns of its node.
-    async fn restricted(
-        &self,
-        node: &Node,
-        pass: &Pass,
-        restriction: &Restriction,
-    ) -> Result<Option<LogicalPlan>> {
-        node.filtered(pass, restriction).await
+    fn restricted<'a>(
+        &'a self,
+        node: &'a Node,
+        pass: &'a Pass,
+        restriction: &'a Restriction,
+    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>> {
+        Box::pin(async move { node.filtered(pass, restriction).await })
     }
 
     /// Whether computing its relations costs more than keeping them.
@@ -63,8 +67,12 @@ pub(super) trait Operator: Debug + Send + Sync {
     }
 
     /// The keys of the rows that may be removed or added, if they are found without computing these.
-    async fn touched_keys(&self, _: &Node, _: &Pass) -> Result<Option<Arc<KeySet>>> {
-        Ok(None)
+    fn touched_keys<'a>(
+        &'a self,
+        _: &'a Node,
+        _: &'a Pass,
+    ) -> BoxFuture<'a, Result<Option<Arc<KeySet>>>> {
+        Box::pin(async move { Ok(None) })
     }
 
     /// What its output costs, given what its inputs do.

@@ -5,10 +5,10 @@
 
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use datafusion::common::Column;
 use datafusion::logical_expr::{Expr, Filter, LogicalPlan, SubqueryAlias};
 use datafusion::sql::TableReference;
+use futures::future::BoxFuture;
 
 use super::cost::{Cost, Known};
 use super::operator::{Node, Operator, Origins};
@@ -38,7 +38,6 @@ pub(super) struct ByRow {
     pub(super) step: RowStep,
 }
 
-#[async_trait]
 impl Operator for ByRow {
     fn class(&self) -> &'static str {
         "row"
@@ -102,42 +101,55 @@ impl Operator for ByRow {
         }
     }
 
-    async fn touched_keys(&self, _: &Node, pass: &Pass) -> Result<Option<Arc<KeySet>>> {
-        self.input.touched_keys(pass).await
+    fn touched_keys<'a>(
+        &'a self,
+        _: &'a Node,
+        pass: &'a Pass,
+    ) -> BoxFuture<'a, Result<Option<Arc<KeySet>>>> {
+        Box::pin(async move { self.input.touched_keys(pass).await })
     }
 
-    async fn restricted(
-        &self,
-        node: &Node,
-        pass: &Pass,
-        restriction: &Restriction,
-    ) -> Result<Option<LogicalPlan>> {
-        let below = match &self.step {
-            RowStep::Filter(_) => Some(restriction.clone()),
-            RowStep::Alias(_) => {
-                let below = self.input.schema.columns();
-                restriction.over(|column| {
-                    let below = below.iter().find(|below| below.name == column.name);
-                    below.cloned().map(Expr::Column)
-                })?
-            }
-            RowStep::Project(values) => restriction.over(|column| {
-                let value = values.iter().find(|value| is_named(value, column))?;
-                (!has_call(value)).then(|| value.clone().unalias())
-            })?,
-        };
-        let rows = match below {
-            Some(below) => self.input.stream_restricted(pass, &below).await?,
-            None => {
-                return node.filtered(pass, restriction).await;
-            }
-        };
-        rows.map(|rows| self.over(node, rows)).transpose()
+    fn restricted<'a>(
+        &'a self,
+        node: &'a Node,
+        pass: &'a Pass,
+        restriction: &'a Restriction,
+    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>> {
+        Box::pin(async move {
+            let below = match &self.step {
+                RowStep::Filter(_) => Some(restriction.clone()),
+                RowStep::Alias(_) => {
+                    let below = self.input.schema.columns();
+                    restriction.over(|column| {
+                        let below = below.iter().find(|below| below.name == column.name);
+                        below.cloned().map(Expr::Column)
+                    })?
+                }
+                RowStep::Project(values) => restriction.over(|column| {
+                    let value = values.iter().find(|value| is_named(value, column))?;
+                    (!has_call(value)).then(|| value.clone().unalias())
+                })?,
+            };
+            let rows = match below {
+                Some(below) => self.input.stream_restricted(pass, &below).await?,
+                None => {
+                    return node.filtered(pass, restriction).await;
+                }
+            };
+            rows.map(|rows| self.over(node, rows)).transpose()
+        })
     }
 
-    async fn relation(&self, node: &Node, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>> {
-        let rows = self.input.relation(pass, side).await?;
-        rows.map(|rows| self.over(node, rows)).transpose()
+    fn relation<'a>(
+        &'a self,
+        node: &'a Node,
+        pass: &'a Pass,
+        side: Side,
+    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>> {
+        Box::pin(async move {
+            let rows = self.input.relation(pass, side).await?;
+            rows.map(|rows| self.over(node, rows)).transpose()
+        })
     }
 }
 

@@ -13,7 +13,6 @@
 
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use datafusion::arrow::array::{ArrayRef, AsArray, Decimal128Array};
 use datafusion::arrow::datatypes::{DataType, Decimal128Type, Int64Type};
 use datafusion::common::{Column, DFSchema, DataFusionError};
@@ -25,6 +24,7 @@ use datafusion::logical_expr::{
     ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility, cast, lit, when,
 };
 use futures::TryStreamExt;
+use futures::future::BoxFuture;
 
 use super::cost::{Cost, Known, touched};
 use super::operator::{Node, Operator};
@@ -296,7 +296,6 @@ impl SignedGroup {
     }
 }
 
-#[async_trait]
 impl Operator for SignedGroup {
     fn class(&self) -> &'static str {
         "signed group"
@@ -317,24 +316,35 @@ impl Operator for SignedGroup {
         }
     }
 
-    async fn touched_keys(&self, node: &Node, pass: &Pass) -> Result<Option<Arc<KeySet>>> {
-        Ok(Some(Arc::clone(&self.delta(node, pass).await?.keys)))
+    fn touched_keys<'a>(
+        &'a self,
+        node: &'a Node,
+        pass: &'a Pass,
+    ) -> BoxFuture<'a, Result<Option<Arc<KeySet>>>> {
+        Box::pin(async move { Ok(Some(Arc::clone(&self.delta(node, pass).await?.keys))) })
     }
 
-    async fn relation(&self, node: &Node, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>> {
-        match side {
-            Side::New => {
-                let Some(rows) = self.input.relation(pass, side).await? else {
-                    return Ok(None);
-                };
-                let groups = self.grouped(node, rows, false)?;
-                self.finished(node, groups).map(Some)
+    fn relation<'a>(
+        &'a self,
+        node: &'a Node,
+        pass: &'a Pass,
+        side: Side,
+    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>> {
+        Box::pin(async move {
+            match side {
+                Side::New => {
+                    let Some(rows) = self.input.relation(pass, side).await? else {
+                        return Ok(None);
+                    };
+                    let groups = self.grouped(node, rows, false)?;
+                    self.finished(node, groups).map(Some)
+                }
+                Side::Added => self.changed(node, pass).await,
+                Side::Old | Side::Unchanged | Side::Removed => Err(Error::internal(
+                    "only the new rows of a signed group are ever needed",
+                )),
             }
-            Side::Added => self.changed(node, pass).await,
-            Side::Old | Side::Unchanged | Side::Removed => Err(Error::internal(
-                "only the new rows of a signed group are ever needed",
-            )),
-        }
+        })
     }
 }
 

@@ -11,12 +11,12 @@
 
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use datafusion::common::{Column, DFSchemaRef};
 use datafusion::datasource::provider_as_source;
 use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, col};
 use datafusion::sql::TableReference;
+use futures::future::BoxFuture;
 use lance::Dataset;
 
 use super::cost::{Cost, Known};
@@ -94,7 +94,6 @@ pub(super) struct Scan {
     pub(super) is_reread: bool,
 }
 
-#[async_trait]
 impl Operator for Scan {
     fn class(&self) -> &'static str {
         "row"
@@ -126,39 +125,48 @@ impl Operator for Scan {
         self.is_reread
     }
 
-    async fn restricted(
-        &self,
-        node: &Node,
-        pass: &Pass,
-        restriction: &Restriction,
-    ) -> Result<Option<LogicalPlan>> {
-        if let [Expr::Column(column)] = restriction.key.as_slice() {
-            let keys = restriction.keys.len();
-            pass.look_ups.add(Some(self.place), column.name(), keys);
-        }
-        node.filtered(pass, restriction).await
+    fn restricted<'a>(
+        &'a self,
+        node: &'a Node,
+        pass: &'a Pass,
+        restriction: &'a Restriction,
+    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>> {
+        Box::pin(async move {
+            if let [Expr::Column(column)] = restriction.key.as_slice() {
+                let keys = restriction.keys.len();
+                pass.look_ups.add(Some(self.place), column.name(), keys);
+            }
+            node.filtered(pass, restriction).await
+        })
     }
 
-    async fn relation(&self, node: &Node, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>> {
-        let versions = self.versions(pass)?;
-        let rows = match side {
-            Side::Old | Side::New => RowFilter::All,
-            Side::Unchanged if versions.added.is_empty() => RowFilter::All,
-            Side::Unchanged => RowFilter::Except(Arc::clone(&versions.added)),
-            Side::Removed => RowFilter::Only(Arc::clone(&versions.removed)),
-            Side::Added => RowFilter::Only(Arc::clone(&versions.added)),
-        };
-        if matches!(&rows, RowFilter::Only(rows) if rows.is_empty()) {
-            return Ok(None);
-        }
-        let dataset = match (side.is_old(), &versions.old) {
-            (false, _) => &versions.new,
-            (true, Some(old)) => old,
-            (true, None) => {
-                return Err(Error::internal("a full refresh has no old versions"));
+    fn relation<'a>(
+        &'a self,
+        node: &'a Node,
+        pass: &'a Pass,
+        side: Side,
+    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>> {
+        Box::pin(async move {
+            let versions = self.versions(pass)?;
+            let rows = match side {
+                Side::Old | Side::New => RowFilter::All,
+                Side::Unchanged if versions.added.is_empty() => RowFilter::All,
+                Side::Unchanged => RowFilter::Except(Arc::clone(&versions.added)),
+                Side::Removed => RowFilter::Only(Arc::clone(&versions.removed)),
+                Side::Added => RowFilter::Only(Arc::clone(&versions.added)),
+            };
+            if matches!(&rows, RowFilter::Only(rows) if rows.is_empty()) {
+                return Ok(None);
             }
-        };
-        self.shown(node, self.rows(dataset, rows)?).map(Some)
+            let dataset = match (side.is_old(), &versions.old) {
+                (false, _) => &versions.new,
+                (true, Some(old)) => old,
+                (true, None) => {
+                    return Err(Error::internal("a full refresh has no old versions"));
+                }
+            };
+            self.shown(node, self.rows(dataset, rows)?).map(Some)
+        })
     }
 }
 

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use datafusion::arrow::array::{BooleanArray, RecordBatch};
 use datafusion::arrow::datatypes::{DataType, Field};
 use datafusion::execution::SessionState;
+use futures::future::BoxFuture;
 
 use super::assess::{Assessment, Wanted, assess};
 use super::declare::maintenance;
@@ -154,15 +154,16 @@ struct MaterializedViews {
     clock: Arc<dyn Clock>,
 }
 
-#[async_trait]
 impl SystemTable for MaterializedViews {
     fn name(&self) -> &'static str {
         "materialized_views"
     }
 
-    async fn rows(&self, database: &Arc<Database>) -> Result<RecordBatch> {
-        let ledger = Ledger::new(Arc::clone(database), Arc::clone(&self.clock));
-        view_rows(&ledger, None).await
+    fn rows<'a>(&'a self, database: &'a Arc<Database>) -> BoxFuture<'a, Result<RecordBatch>> {
+        Box::pin(async move {
+            let ledger = Ledger::new(Arc::clone(database), Arc::clone(&self.clock));
+            view_rows(&ledger, None).await
+        })
     }
 }
 
@@ -250,84 +251,86 @@ struct Dependency {
     columns: Option<String>,
 }
 
-#[async_trait]
 impl SystemTable for Dependencies {
     fn name(&self) -> &'static str {
         "dependencies"
     }
 
-    async fn rows(&self, database: &Arc<Database>) -> Result<RecordBatch> {
-        let state = database.session_state()?;
-        let mut rows: Vec<Dependency> = Vec::new();
-        let tables: BTreeSet<String> = database.root().table_names().await?.into_iter().collect();
-        for name in &tables {
-            let Ok(table) = database.table(name).await else {
-                continue;
-            };
-            let kind = |column: &str| match table.definitions.is_computed(column) {
-                true => "computed column",
-                false => "column",
-            };
-            for column in table.column_names() {
-                for input in table.definitions.inputs_of(column).into_iter().flatten() {
+    fn rows<'a>(&'a self, database: &'a Arc<Database>) -> BoxFuture<'a, Result<RecordBatch>> {
+        Box::pin(async move {
+            let state = database.session_state()?;
+            let mut rows: Vec<Dependency> = Vec::new();
+            let tables: BTreeSet<String> =
+                database.root().table_names().await?.into_iter().collect();
+            for name in &tables {
+                let Ok(table) = database.table(name).await else {
+                    continue;
+                };
+                let kind = |column: &str| match table.definitions.is_computed(column) {
+                    true => "computed column",
+                    false => "column",
+                };
+                for column in table.column_names() {
+                    for input in table.definitions.inputs_of(column).into_iter().flatten() {
+                        rows.push(Dependency {
+                            object: format!("{name}.{column}"),
+                            kind: kind(column),
+                            on: format!("{name}.{input}"),
+                            on_kind: kind(input),
+                            columns: None,
+                        });
+                    }
+                }
+            }
+            let names = database.materialized_view_names().await?;
+            let materialized: BTreeSet<String> = names.into_iter().collect();
+            let mut views: Vec<(String, &'static str, ViewDefinition)> = Vec::new();
+            for name in database.view_names().await? {
+                if let Some(view) = database.view(&name).await? {
+                    let definition = ViewDefinition {
+                        query: view.query,
+                        reads: view.reads,
+                        ..Default::default()
+                    };
+                    views.push((name, "view", definition));
+                }
+            }
+            for name in &materialized {
+                if let Some(definition) = database.materialized_view(name).await? {
+                    views.push((name.clone(), "materialized view", definition));
+                }
+            }
+            for (name, kind, definition) in views {
+                // What can't be planned is listed without columns.
+                let planned = maintenance(&state, &definition).await.ok();
+                let sources = planned.map(|planned| planned.sources).unwrap_or_default();
+                for on in &definition.reads {
+                    let read = sources.iter().filter(|(table, _)| table == on);
+                    let columns: BTreeSet<&str> = read
+                        .flat_map(|(_, columns)| columns.iter().map(String::as_str))
+                        .collect();
+                    let on_kind = match on {
+                        _ if materialized.contains(on) => "materialized view",
+                        _ if tables.contains(on) => "table",
+                        _ => "view",
+                    };
                     rows.push(Dependency {
-                        object: format!("{name}.{column}"),
-                        kind: kind(column),
-                        on: format!("{name}.{input}"),
-                        on_kind: kind(input),
-                        columns: None,
+                        object: name.clone(),
+                        kind,
+                        on: on.clone(),
+                        on_kind,
+                        columns: (on_kind != "view" && !sources.is_empty())
+                            .then(|| columns.into_iter().collect::<Vec<_>>().join(", ")),
                     });
                 }
             }
-        }
-        let names = database.materialized_view_names().await?;
-        let materialized: BTreeSet<String> = names.into_iter().collect();
-        let mut views: Vec<(String, &'static str, ViewDefinition)> = Vec::new();
-        for name in database.view_names().await? {
-            if let Some(view) = database.view(&name).await? {
-                let definition = ViewDefinition {
-                    query: view.query,
-                    reads: view.reads,
-                    ..Default::default()
-                };
-                views.push((name, "view", definition));
-            }
-        }
-        for name in &materialized {
-            if let Some(definition) = database.materialized_view(name).await? {
-                views.push((name.clone(), "materialized view", definition));
-            }
-        }
-        for (name, kind, definition) in views {
-            // What can't be planned is listed without columns.
-            let planned = maintenance(&state, &definition).await.ok();
-            let sources = planned.map(|planned| planned.sources).unwrap_or_default();
-            for on in &definition.reads {
-                let read = sources.iter().filter(|(table, _)| table == on);
-                let columns: BTreeSet<&str> = read
-                    .flat_map(|(_, columns)| columns.iter().map(String::as_str))
-                    .collect();
-                let on_kind = match on {
-                    _ if materialized.contains(on) => "materialized view",
-                    _ if tables.contains(on) => "table",
-                    _ => "view",
-                };
-                rows.push(Dependency {
-                    object: name.clone(),
-                    kind,
-                    on: on.clone(),
-                    on_kind,
-                    columns: (on_kind != "view" && !sources.is_empty())
-                        .then(|| columns.into_iter().collect::<Vec<_>>().join(", ")),
-                });
-            }
-        }
-        batch(vec![
-            text("object", rows.iter().map(|r| r.object.clone())),
-            text("object_kind", rows.iter().map(|r| r.kind)),
-            text("depends_on", rows.iter().map(|r| r.on.clone())),
-            text("depends_on_kind", rows.iter().map(|r| r.on_kind)),
-            optional_text("columns", rows.iter().map(|r| r.columns.clone())),
-        ])
+            batch(vec![
+                text("object", rows.iter().map(|r| r.object.clone())),
+                text("object_kind", rows.iter().map(|r| r.kind)),
+                text("depends_on", rows.iter().map(|r| r.on.clone())),
+                text("depends_on_kind", rows.iter().map(|r| r.on_kind)),
+                optional_text("columns", rows.iter().map(|r| r.columns.clone())),
+            ])
+        })
     }
 }

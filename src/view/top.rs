@@ -3,8 +3,8 @@
 //! Key: that of the input, which also breaks ties, so that a refresh gives the same rows each time. If anything
 //! changed in the input, removed = all of the old rows and added = all of the new ones; they are few.
 
-use async_trait::async_trait;
 use datafusion::logical_expr::{Expr, Limit, LogicalPlan, LogicalPlanBuilder, SortExpr};
+use futures::future::BoxFuture;
 
 use super::cost::{Cost, Known};
 use super::operator::{Node, Operator};
@@ -25,7 +25,6 @@ pub(super) struct Top {
     pub(super) fetch: Option<Box<Expr>>,
 }
 
-#[async_trait]
 impl Operator for Top {
     fn class(&self) -> &'static str {
         "top"
@@ -53,27 +52,34 @@ impl Operator for Top {
         }
     }
 
-    async fn relation(&self, node: &Node, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>> {
-        if !matches!(side, Side::Old | Side::New) {
-            let is_unchanged = pass.is_unchanged(3 * node.id, &self.input).await?;
-            if is_unchanged != (side == Side::Unchanged) {
-                return Ok(None);
+    fn relation<'a>(
+        &'a self,
+        node: &'a Node,
+        pass: &'a Pass,
+        side: Side,
+    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>> {
+        Box::pin(async move {
+            if !matches!(side, Side::Old | Side::New) {
+                let is_unchanged = pass.is_unchanged(3 * node.id, &self.input).await?;
+                if is_unchanged != (side == Side::Unchanged) {
+                    return Ok(None);
+                }
             }
-        }
-        let Some(rows) = self.input.relation(pass, side.whole()).await? else {
-            return Ok(None);
-        };
-        let mut order = self.order.clone();
-        order.extend(
-            key_columns(&node.keys)
-                .into_iter()
-                .map(|key| key.sort(true, true)),
-        );
-        let rows = LogicalPlanBuilder::from(rows).sort(order)?.build()?;
-        Ok(Some(LogicalPlan::Limit(Limit {
-            skip: self.skip.clone(),
-            fetch: self.fetch.clone(),
-            input: rows.into(),
-        })))
+            let Some(rows) = self.input.relation(pass, side.whole()).await? else {
+                return Ok(None);
+            };
+            let mut order = self.order.clone();
+            order.extend(
+                key_columns(&node.keys)
+                    .into_iter()
+                    .map(|key| key.sort(true, true)),
+            );
+            let rows = LogicalPlanBuilder::from(rows).sort(order)?.build()?;
+            Ok(Some(LogicalPlan::Limit(Limit {
+                skip: self.skip.clone(),
+                fetch: self.fetch.clone(),
+                input: rows.into(),
+            })))
+        })
     }
 }

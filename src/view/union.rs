@@ -3,9 +3,9 @@
 //! Key: which branch a row comes from, and its key there; the columns for the keys of the other branches are NULL. Every
 //! relation is the union of the same relation of the branches.
 
-use async_trait::async_trait;
 use datafusion::common::{Column, ScalarValue};
 use datafusion::logical_expr::{Expr, LogicalPlan, lit};
+use futures::future::BoxFuture;
 
 use super::operator::{Node, Operator};
 use super::pass::Pass;
@@ -19,7 +19,6 @@ pub(super) struct UnionAll {
     pub(super) branches: Vec<Node>,
 }
 
-#[async_trait]
 impl Operator for UnionAll {
     fn class(&self) -> &'static str {
         "union"
@@ -33,31 +32,40 @@ impl Operator for UnionAll {
         true
     }
 
-    async fn restricted(
-        &self,
-        node: &Node,
-        pass: &Pass,
-        restriction: &Restriction,
-    ) -> Result<Option<LogicalPlan>> {
-        let mut parts = Vec::with_capacity(self.branches.len());
-        for branch in &self.branches {
-            let (own, below) = (node.schema.columns(), branch.schema.columns());
-            let below = restriction.over(|column| {
-                let place = own.iter().position(|other| other == column)?;
-                below.get(place).cloned().map(Expr::Column)
-            })?;
-            let below = below.ok_or_else(|| Error::internal("a branch has too few columns"))?;
-            parts.push(branch.stream_restricted(pass, &below).await?);
-        }
-        self.of_parts(node, parts)
+    fn restricted<'a>(
+        &'a self,
+        node: &'a Node,
+        pass: &'a Pass,
+        restriction: &'a Restriction,
+    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>> {
+        Box::pin(async move {
+            let mut parts = Vec::with_capacity(self.branches.len());
+            for branch in &self.branches {
+                let (own, below) = (node.schema.columns(), branch.schema.columns());
+                let below = restriction.over(|column| {
+                    let place = own.iter().position(|other| other == column)?;
+                    below.get(place).cloned().map(Expr::Column)
+                })?;
+                let below = below.ok_or_else(|| Error::internal("a branch has too few columns"))?;
+                parts.push(branch.stream_restricted(pass, &below).await?);
+            }
+            self.of_parts(node, parts)
+        })
     }
 
-    async fn relation(&self, node: &Node, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>> {
-        let mut parts = Vec::with_capacity(self.branches.len());
-        for branch in &self.branches {
-            parts.push(branch.relation(pass, side).await?);
-        }
-        self.of_parts(node, parts)
+    fn relation<'a>(
+        &'a self,
+        node: &'a Node,
+        pass: &'a Pass,
+        side: Side,
+    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>> {
+        Box::pin(async move {
+            let mut parts = Vec::with_capacity(self.branches.len());
+            for branch in &self.branches {
+                parts.push(branch.relation(pass, side).await?);
+            }
+            self.of_parts(node, parts)
+        })
     }
 }
 

@@ -5,12 +5,12 @@
 
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use datafusion::arrow::datatypes::DataType;
 use datafusion::common::Column;
 use datafusion::functions::expr_fn::greatest;
 use datafusion::functions_nested::expr_fn::{array_length, range};
 use datafusion::logical_expr::{Expr, LogicalPlan, Unnest, cast, lit, when};
+use futures::future::BoxFuture;
 
 use super::operator::{Node, Operator};
 use super::pass::Pass;
@@ -39,7 +39,6 @@ impl Unnested {
     }
 }
 
-#[async_trait]
 impl Operator for Unnested {
     fn class(&self) -> &'static str {
         "unnest"
@@ -53,32 +52,40 @@ impl Operator for Unnested {
         true
     }
 
-    async fn relation(&self, node: &Node, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>> {
-        let Some(rows) = self.input.relation(pass, side).await? else {
-            return Ok(None);
-        };
-        let mut exec_columns = self.unnest.exec_columns.clone();
-        let mut all = columns(&self.input.schema);
-        all.extend(key_columns(&self.input.keys));
-        // The places are unnested side by side with the elements.
-        if let Some(KeyColumn { name, .. }) = node.keys.get(self.input.keys.len()) {
-            let lengths: Vec<Expr> = self
-                .lists()
-                .into_iter()
-                .map(|list| cast(array_length(list), DataType::Int64))
-                .collect();
-            let length = match lengths.len() {
-                1 => lengths.into_iter().next(),
-                _ => Some(greatest(lengths)),
+    fn relation<'a>(
+        &'a self,
+        node: &'a Node,
+        pass: &'a Pass,
+        side: Side,
+    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>> {
+        Box::pin(async move {
+            let Some(rows) = self.input.relation(pass, side).await? else {
+                return Ok(None);
             };
-            let length = length.ok_or_else(|| Error::internal("nothing is unnested"))?;
-            let places = range(lit(0_i64), length.clone(), lit(1_i64));
-            let places = when(length.is_not_null(), places).end()?;
-            all.push(places.alias(name));
-            exec_columns.push(Column::new_unqualified(name));
-        }
-        let rows = project(rows, all)?;
-        let unnested = Unnest::try_new(Arc::new(rows), exec_columns, self.unnest.options.clone())?;
-        node.arrange(LogicalPlan::Unnest(unnested)).map(Some)
+            let mut exec_columns = self.unnest.exec_columns.clone();
+            let mut all = columns(&self.input.schema);
+            all.extend(key_columns(&self.input.keys));
+            // The places are unnested side by side with the elements.
+            if let Some(KeyColumn { name, .. }) = node.keys.get(self.input.keys.len()) {
+                let lengths: Vec<Expr> = self
+                    .lists()
+                    .into_iter()
+                    .map(|list| cast(array_length(list), DataType::Int64))
+                    .collect();
+                let length = match lengths.len() {
+                    1 => lengths.into_iter().next(),
+                    _ => Some(greatest(lengths)),
+                };
+                let length = length.ok_or_else(|| Error::internal("nothing is unnested"))?;
+                let places = range(lit(0_i64), length.clone(), lit(1_i64));
+                let places = when(length.is_not_null(), places).end()?;
+                all.push(places.alias(name));
+                exec_columns.push(Column::new_unqualified(name));
+            }
+            let rows = project(rows, all)?;
+            let unnested =
+                Unnest::try_new(Arc::new(rows), exec_columns, self.unnest.options.clone())?;
+            node.arrange(LogicalPlan::Unnest(unnested)).map(Some)
+        })
     }
 }

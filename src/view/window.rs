@@ -8,8 +8,8 @@
 
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use datafusion::logical_expr::{Expr, LogicalPlan, Window};
+use futures::future::BoxFuture;
 
 use super::cost::{Cost, Known, TAKEN, touched};
 use super::operator::{Node, Operator};
@@ -28,7 +28,6 @@ pub(super) struct Windows {
     pub(super) partitions: Vec<Expr>,
 }
 
-#[async_trait]
 impl Operator for Windows {
     fn class(&self) -> &'static str {
         "window"
@@ -57,42 +56,52 @@ impl Operator for Windows {
         }
     }
 
-    async fn restricted(
-        &self,
-        node: &Node,
-        pass: &Pass,
-        restriction: &Restriction,
-    ) -> Result<Option<LogicalPlan>> {
-        let touched = self.touched(node, pass).await?;
-        let is_by_partition = (restriction.key.iter()).all(|part| self.partitions.contains(part));
-        let rows = match is_by_partition {
-            true => self.input.restricted(pass, Side::New, restriction).await?,
-            false => self.input.relation(pass, Side::New).await?,
-        };
-        let Some(rows) = rows else {
-            return Ok(None);
-        };
-        let rows = self.over(node, touched.filter_others(rows)?)?;
-        Ok(Some(match is_by_partition {
-            true => rows,
-            false => restriction.filter(rows)?,
-        }))
+    fn restricted<'a>(
+        &'a self,
+        node: &'a Node,
+        pass: &'a Pass,
+        restriction: &'a Restriction,
+    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>> {
+        Box::pin(async move {
+            let touched = self.touched(node, pass).await?;
+            let is_by_partition =
+                (restriction.key.iter()).all(|part| self.partitions.contains(part));
+            let rows = match is_by_partition {
+                true => self.input.restricted(pass, Side::New, restriction).await?,
+                false => self.input.relation(pass, Side::New).await?,
+            };
+            let Some(rows) = rows else {
+                return Ok(None);
+            };
+            let rows = self.over(node, touched.filter_others(rows)?)?;
+            Ok(Some(match is_by_partition {
+                true => rows,
+                false => restriction.filter(rows)?,
+            }))
+        })
     }
 
-    async fn relation(&self, node: &Node, pass: &Pass, side: Side) -> Result<Option<LogicalPlan>> {
-        let rows = match side {
-            Side::Old | Side::New => self.input.relation(pass, side).await?,
-            Side::Unchanged => {
-                let touched = self.touched(node, pass).await?;
-                let rows = self.input.relation(pass, Side::New).await?;
-                rows.map(|rows| touched.filter_others(rows)).transpose()?
-            }
-            Side::Removed | Side::Added => {
-                let touched = self.touched(node, pass).await?;
-                self.input.restricted(pass, side, &touched).await?
-            }
-        };
-        rows.map(|rows| self.over(node, rows)).transpose()
+    fn relation<'a>(
+        &'a self,
+        node: &'a Node,
+        pass: &'a Pass,
+        side: Side,
+    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>> {
+        Box::pin(async move {
+            let rows = match side {
+                Side::Old | Side::New => self.input.relation(pass, side).await?,
+                Side::Unchanged => {
+                    let touched = self.touched(node, pass).await?;
+                    let rows = self.input.relation(pass, Side::New).await?;
+                    rows.map(|rows| touched.filter_others(rows)).transpose()?
+                }
+                Side::Removed | Side::Added => {
+                    let touched = self.touched(node, pass).await?;
+                    self.input.restricted(pass, side, &touched).await?
+                }
+            };
+            rows.map(|rows| self.over(node, rows)).transpose()
+        })
     }
 }
 

@@ -170,10 +170,9 @@ impl Calls {
             }
         };
         let session = self.session(&request)?;
-        let described = self
-            .on_workers(async move { prepared::describe(&session, &Template::new(&sql)?).await })
-            .await?;
-        let Some(rows) = described.rows else {
+        let template = Template::new(&sql).map_err(|error| status(&error))?;
+        let described = self.on_workers(prepared::describe(session, template));
+        let Some(rows) = described.await?.rows else {
             let error = Error::invalid("the columns of this statement are known when it was run");
             return Err(status(&error.with_hint("GetSchema answers for queries")));
         };

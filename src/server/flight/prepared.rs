@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, Field, Schema};
+use futures::future::BoxFuture;
 use uuid::Uuid;
 
 use super::super::sessions::IDLE;
@@ -117,48 +118,53 @@ impl Prepared {
 }
 
 /// Finds out what a statement gives and takes, without doing what it does.
-pub(super) async fn describe(session: &Headwater, template: &Template) -> Result<Description> {
-    let sql = template.numbered();
-    let mut statements = parse(&sql)?;
-    let statement = match (statements.pop(), statements.len()) {
-        (Some(statement), 0) => statement,
-        (None, _) => return Err(Error::invalid("there is no statement")),
-        (Some(_), more) => {
-            return Err(Error::invalid(format!(
-                "one statement was expected, not {}",
-                more + 1
-            )));
-        }
-    };
-    let mut kinds = vec![None; template.count()];
-    let mut rows = None;
-    if is_query(&statement) || (template.count() == 0 && only_reads(&statement)) {
-        let frame = session.run(statement).await?;
-        for (name, kind) in frame.logical_plan().get_parameter_types()? {
-            let number = name.strip_prefix('$').map(str::parse::<usize>);
-            if let Some(Ok(number)) = number
-                && let Some(place) = kinds.get_mut(number.wrapping_sub(1))
-            {
-                *place = kind;
+pub(super) fn describe(
+    session: Headwater,
+    template: Template,
+) -> BoxFuture<'static, Result<Description>> {
+    Box::pin(async move {
+        let sql = template.numbered();
+        let mut statements = parse(&sql)?;
+        let statement = match (statements.pop(), statements.len()) {
+            (Some(statement), 0) => statement,
+            (None, _) => return Err(Error::invalid("there is no statement")),
+            (Some(_), more) => {
+                return Err(Error::invalid(format!(
+                    "one statement was expected, not {}",
+                    more + 1
+                )));
             }
+        };
+        let mut kinds = vec![None; template.count()];
+        let mut rows = None;
+        if is_query(&statement) || (template.count() == 0 && only_reads(&statement)) {
+            let frame = session.run(statement).await?;
+            for (name, kind) in frame.logical_plan().get_parameter_types()? {
+                let number = name.strip_prefix('$').map(str::parse::<usize>);
+                if let Some(Ok(number)) = number
+                    && let Some(place) = kinds.get_mut(number.wrapping_sub(1))
+                {
+                    *place = kind;
+                }
+            }
+            rows = Some(frame.schema().as_arrow().clone());
         }
-        rows = Some(frame.schema().as_arrow().clone());
-    }
-    let fields: Vec<Field> = kinds
-        .into_iter()
-        .enumerate()
-        // Any type will do where none is known; text is what all clients can bind.
-        .map(|(place, kind)| {
-            Field::new(
-                format!("${}", place + 1),
-                kind.unwrap_or(DataType::Utf8),
-                true,
-            )
+        let fields: Vec<Field> = kinds
+            .into_iter()
+            .enumerate()
+            // Any type will do where none is known; text is what all clients can bind.
+            .map(|(place, kind)| {
+                Field::new(
+                    format!("${}", place + 1),
+                    kind.unwrap_or(DataType::Utf8),
+                    true,
+                )
+            })
+            .collect();
+        Ok(Description {
+            rows,
+            parameters: Schema::new(fields),
         })
-        .collect();
-    Ok(Description {
-        rows,
-        parameters: Schema::new(fields),
     })
 }
 

@@ -331,11 +331,8 @@ impl FlightSqlService for Calls {
     ) -> Result<ActionCreatePreparedStatementResult, Status> {
         let session = self.session(&request)?;
         let template = Template::new(&query.query).map_err(|error| status(&error))?;
-        let described = {
-            let template = template.clone();
-            self.on_workers(async move { prepared::describe(&session, &template).await })
-                .await?
-        };
+        let described = self.on_workers(prepared::describe(session, template.clone()));
+        let described = described.await?;
         let handle = self
             .prepared
             .add(template)
