@@ -58,6 +58,8 @@ pub struct Committer {
     is_alone: bool,
     /// The newest version that is known.
     pub version: u64,
+    /// The table at the version of the last commit: what follows goes on from there.
+    newest: Option<Dataset>,
     /// Fragments that have landed.
     pub fragments: u64,
 }
@@ -113,6 +115,7 @@ impl Committer {
             seen: pass.seen,
             is_alone: pass.seen == table.version(),
             version: table.version(),
+            newest: None,
             fragments: 0,
         })
     }
@@ -177,6 +180,7 @@ impl Committer {
         };
         (self.seen, self.is_alone) = looked;
         self.version = dataset.version().version;
+        self.newest = Some(*dataset);
         self.fragments += fitting.len() as u64;
         for (all, landed) in self.landed.iter_mut().zip(&landed) {
             all.union_with(landed);
@@ -216,11 +220,15 @@ impl Committer {
         is_last: bool,
     ) -> Result<Attempt> {
         let table = &pass.table.name;
-        let mut latest = pass.table.dataset.as_ref().clone();
-        latest
-            .checkout_latest()
-            .await
-            .map_err(|error| storage_error(table, error))?;
+        let latest = match &self.newest {
+            None => database.root().open_for_commits(table).await?,
+            Some(newest) => {
+                let mut latest = newest.clone();
+                let newer = latest.checkout_latest().await;
+                newer.map_err(|error| storage_error(table, error))?;
+                latest
+            }
+        };
         check_definitions(pass, &latest)?;
         let is_alone = match self.look_at_others(driver, pass, &latest).await? {
             Others::Overtook(why) => return Ok(Attempt::Overtaken(why)),
@@ -294,7 +302,15 @@ impl Committer {
             else {
                 continue;
             };
-            let live = live_ids(&pass.table.name, latest, fragment).await?;
+            // What was read of a fragment is cached where it is still the same.
+            let then = pass.table.dataset.get_fragment(fragment.id as usize);
+            let is_same =
+                then.is_some_and(|f| f.metadata().deletion_file == fragment.deletion_file);
+            let dataset = match is_same {
+                true => &pass.table.dataset,
+                false => latest,
+            };
+            let live = live_ids(&pass.table.name, dataset, fragment).await?;
             for (landed, rows) in landed.iter_mut().zip(&written.rows) {
                 landed.union_with(&rows.clone().intersection(&live));
             }

@@ -17,8 +17,9 @@ use crate::job::admission::Placement;
 use crate::storage::RowSet;
 use crate::{Error, Result};
 
-/// Fragments that are committed together, if nobody says otherwise.
-pub const COMMIT_EVERY: usize = 64;
+/// Fragments that are committed together, if nobody says otherwise: so many, or this part of those of a pass if it is
+/// more, since every commit writes down all fragments of the table.
+pub const COMMIT_EVERY: (usize, usize) = (64, 32);
 /// How long a fragment that is written waits for its commit.
 pub const COMMIT_INTERVAL: Duration = Duration::from_secs(30);
 /// How much computing a job that is killed may lose, of each worker.
@@ -52,7 +53,8 @@ pub struct Settings {
     pub batches: BatchSize,
     /// Whether every evaluation has as many rows as `batches` say, instead of as many as are quick.
     pub fixed_batches: bool,
-    /// Fragments that are committed together, 0 for all; `None` for [`COMMIT_EVERY`].
+    /// Fragments that are committed together, 0 for all; `None` for as many as [`COMMIT_EVERY`]
+    /// says.
     pub commit_every: Option<usize>,
     /// How long a written fragment waits for its commit; `None` for [`COMMIT_INTERVAL`], or for
     /// the end if all are committed together.

@@ -33,6 +33,8 @@ const FIRST_ANSWER: Duration = Duration::from_secs(20);
 const INDEX_CACHE_BYTES: usize = 256 << 20;
 /// Bytes of manifests and file footers that all tables of a database may keep in memory.
 const METADATA_CACHE_BYTES: usize = 128 << 20;
+/// Bytes of each of the caches of somebody who commits.
+const COMMIT_CACHE_BYTES: usize = 4 << 20;
 
 /// One of Headwater's own files.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -138,6 +140,15 @@ impl Root {
             Some(self.session()),
         )
         .await
+    }
+
+    /// Opens a table at its newest version for somebody who will commit again and again. What comes of that has caches of
+    /// its own, which hold little: the manifest of each version would stay in those of the database, and nobody reads it.
+    pub async fn open_for_commits(&self, name: &str) -> Result<Dataset> {
+        let registry = self.session().store_registry();
+        let session = Session::new(COMMIT_CACHE_BYTES, COMMIT_CACHE_BYTES, registry);
+        let (uri, session) = (self.table_uri(name), Some(Arc::new(session)));
+        open(&uri, None, &self.settings, session).await
     }
 
     /// Whether a table of that name is there, by its folder of versions.

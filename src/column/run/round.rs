@@ -503,9 +503,11 @@ impl Flight<'_> {
         if self.work.signal.now() == Signal::Stop(Stop::Superseded) {
             return Ok(());
         }
-        let every = match self.run.settings().commit_every.unwrap_or(COMMIT_EVERY) {
-            0 => usize::MAX,
-            every => every,
+        let (least, part) = COMMIT_EVERY;
+        let every = match self.run.settings().commit_every {
+            None => least.max(self.pass.fragments.len() / part),
+            Some(0) => usize::MAX,
+            Some(every) => every,
         };
         let interval = self.commit_interval();
         let late = interval.is_some_and(|interval| self.committed_at.elapsed() >= interval);
