@@ -36,6 +36,7 @@ pub fn trials() -> Vec<Trial> {
         }),
         Trial::test("cluster/silent_executor", || block_on(silent_executor())),
         Trial::test("cluster/pools", || block_on(pools())),
+        Trial::test("cluster/explain", || block_on(explain())),
         Trial::test("cluster/cancelled", || block_on(cancelled())),
     ]
     .into_iter()
@@ -45,6 +46,27 @@ pub fn trials() -> Vec<Trial> {
     .chain(tls::trials())
     .chain(views::trials())
     .collect()
+}
+
+/// EXPLAIN says what of a query runs on the cluster.
+async fn explain() -> Outcome<()> {
+    let cluster = cluster(&[&["--slots", "2"]]).await?;
+    let scene = Scene::on_cluster(&cluster.url(), &[]).await?;
+    fill(&scene, 50).await?;
+    for explain in ["EXPLAIN FORMAT INDENT", "EXPLAIN ANALYZE"] {
+        for (query, is_sent) in [
+            ("SELECT x % 3, sum(x) FROM t GROUP BY 1", true),
+            ("SELECT 1", false),
+        ] {
+            let shown = scene.headwater.sql(&format!("{explain} {query}")).await?;
+            let shown = shown.to_string().await?;
+            let sent = shown.split_once("ClusterExec").map(|(_, below)| below);
+            if sent.is_some_and(|below| below.contains("LanceScanExec")) != is_sent {
+                return Err(shown.into());
+            }
+        }
+    }
+    Ok(())
 }
 
 async fn cluster(executors: &[&[&str]]) -> Outcome<Cluster> {

@@ -26,7 +26,7 @@ use crate::database::system::{SystemSchema, SystemTable};
 use crate::database::{CATALOG_NAME, Database, DatabaseCatalog, LanceTable, SCHEMA_NAME};
 use crate::engine::Engine;
 use crate::engine::ballista::Cluster;
-use crate::engine::ballista::place::{self, ClusterPlanner};
+use crate::engine::ballista::place::{self, PlaceOnCluster};
 use crate::engine::deferred::{Codecs, FunctionCodec};
 use crate::job;
 use crate::job::clock::{Clock, SystemClock};
@@ -327,7 +327,8 @@ impl HeadwaterBuilder {
                 config = config.with_target_partitions(slots);
             }
             config = config.with_extension(Arc::new(cluster.clone()));
-            builder = builder.with_query_planner(Arc::new(ClusterPlanner::new(cluster)));
+            let place = Arc::new(PlaceOnCluster::new(cluster));
+            builder = builder.with_physical_optimizer_rule(place);
         }
         let state = builder.with_config(config).build();
         let context = SessionContext::new_with_state(state);

@@ -24,7 +24,6 @@ use crate::{Error, Result};
 #[derive(Debug)]
 pub(super) struct ClusterExec {
     cluster: Cluster,
-    config: SessionConfig,
     /// The plan as it was planned, to be shown.
     plan: Arc<dyn ExecutionPlan>,
     /// The plan as it is sent.
@@ -45,16 +44,10 @@ struct Running {
 
 impl ClusterExec {
     /// Runs `plan`, which is sent as `bytes`.
-    pub(super) fn new(
-        cluster: Cluster,
-        config: SessionConfig,
-        plan: Arc<dyn ExecutionPlan>,
-        bytes: Vec<u8>,
-    ) -> Self {
+    pub(super) fn new(cluster: Cluster, plan: Arc<dyn ExecutionPlan>, bytes: Vec<u8>) -> Self {
         let properties = Arc::clone(plan.properties());
         Self {
             cluster,
-            config,
             plan,
             bytes: Arc::new(bytes),
             running: Arc::default(),
@@ -139,7 +132,6 @@ impl ExecutionPlan for ClusterExec {
         // Nothing changes plans once they are placed, but to run them anew.
         Ok(Arc::new(Self {
             cluster: self.cluster.clone(),
-            config: self.config.clone(),
             properties: Arc::clone(plan.properties()),
             plan,
             bytes: Arc::clone(&self.bytes),
@@ -151,17 +143,18 @@ impl ExecutionPlan for ClusterExec {
     fn execute(
         &self,
         partition: usize,
-        _: Arc<TaskContext>,
+        context: Arc<TaskContext>,
     ) -> DataFusionResult<SendableRecordBatchStream> {
         let schema = self.schema();
         let partitions = self.plan.output_partitioning().partition_count();
         let metrics = BaselineMetrics::new(&self.metrics, partition);
-        let (cluster, config) = (self.cluster.clone(), self.config.clone());
+        let cluster = self.cluster.clone();
         let (running, bytes) = (Arc::clone(&self.running), Arc::clone(&self.bytes));
         let shown = Arc::clone(&schema);
         let rows = async move {
             let run = running.get_or_try_init(|| {
-                Self::run(&cluster, &config, bytes.as_ref().clone(), partitions)
+                let config = context.session_config();
+                Self::run(&cluster, config, bytes.as_ref().clone(), partitions)
             });
             let run = run.await?;
             let mut parts = Vec::new();

@@ -6,20 +6,17 @@
 
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use ballista_core::config::BallistaConfig;
 use ballista_core::extension::SessionConfigHelperExt;
+use datafusion::common::config::ConfigOptions;
 use datafusion::common::{JoinType, Result as DataFusionResult};
 use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::datasource::source::DataSourceExec;
-use datafusion::execution::SessionState;
-use datafusion::execution::context::QueryPlanner;
-use datafusion::logical_expr::LogicalPlan;
+use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::joins::{HashJoinExec, NestedLoopJoinExec, PartitionMode};
 use datafusion::physical_plan::repartition::RepartitionExec;
 use datafusion::physical_plan::{ExecutionPlanProperties, Partitioning};
-use datafusion::physical_planner::{DefaultPhysicalPlanner, PhysicalPlanner};
 use datafusion::prelude::SessionConfig;
 
 use super::client::Cluster;
@@ -54,30 +51,34 @@ const ANYWHERE: [&str; 21] = [
     "WindowAggExec",
 ];
 
-/// Plans queries, and places them.
+/// Places plans: the last of the rules that plan them.
 #[derive(Debug)]
-pub struct ClusterPlanner {
+pub struct PlaceOnCluster {
     cluster: Cluster,
 }
 
-impl ClusterPlanner {
+impl PlaceOnCluster {
     /// For `cluster`.
     pub fn new(cluster: Cluster) -> Self {
         Self { cluster }
     }
 }
 
-#[async_trait]
-impl QueryPlanner for ClusterPlanner {
-    async fn create_physical_plan(
+impl PhysicalOptimizerRule for PlaceOnCluster {
+    fn optimize(
         &self,
-        plan: &LogicalPlan,
-        state: &SessionState,
+        plan: Arc<dyn ExecutionPlan>,
+        _: &ConfigOptions,
     ) -> DataFusionResult<Arc<dyn ExecutionPlan>> {
-        let plan = DefaultPhysicalPlanner::default()
-            .create_physical_plan(plan, state)
-            .await?;
-        Ok(place(&self.cluster, state.config(), plan)?)
+        Ok(place(&self.cluster, plan)?)
+    }
+
+    fn name(&self) -> &str {
+        "place_on_cluster"
+    }
+
+    fn schema_check(&self) -> bool {
+        true
     }
 }
 
@@ -106,32 +107,19 @@ struct Placed {
 /// # Errors
 ///
 /// If a node can't be described.
-fn place(
-    cluster: &Cluster,
-    config: &SessionConfig,
-    plan: Arc<dyn ExecutionPlan>,
-) -> Result<Arc<dyn ExecutionPlan>> {
-    let placed = look(cluster, config, plan)?;
-    finish(cluster, config, placed)
+fn place(cluster: &Cluster, plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
+    let placed = look(cluster, plan)?;
+    finish(cluster, placed)
 }
 
 /// A part above which nothing can be sent.
-fn finish(
-    cluster: &Cluster,
-    config: &SessionConfig,
-    placed: Placed,
-) -> Result<Arc<dyn ExecutionPlan>> {
+fn finish(cluster: &Cluster, placed: Placed) -> Result<Arc<dyn ExecutionPlan>> {
     let Placed { plan, sent, reads } = placed;
     let Some(sent) = sent.filter(|_| reads) else {
         return Ok(plan);
     };
     match cluster.write(&sent) {
-        Ok(bytes) => Ok(Arc::new(ClusterExec::new(
-            cluster.clone(),
-            config.clone(),
-            plan,
-            bytes,
-        ))),
+        Ok(bytes) => Ok(Arc::new(ClusterExec::new(cluster.clone(), plan, bytes))),
         Err(error) => {
             log::warn!("a plan runs in this process, because it can't be sent: {error}");
             Ok(plan)
@@ -139,7 +127,7 @@ fn finish(
     }
 }
 
-fn look(cluster: &Cluster, config: &SessionConfig, plan: Arc<dyn ExecutionPlan>) -> Result<Placed> {
+fn look(cluster: &Cluster, plan: Arc<dyn ExecutionPlan>) -> Result<Placed> {
     let codecs = cluster.codecs();
     if let Some(deferred) = codecs.defer(&plan) {
         return Ok(Placed {
@@ -151,7 +139,7 @@ fn look(cluster: &Cluster, config: &SessionConfig, plan: Arc<dyn ExecutionPlan>)
     let children: Vec<Placed> = plan
         .children()
         .into_iter()
-        .map(|child| look(cluster, config, Arc::clone(child)))
+        .map(|child| look(cluster, Arc::clone(child)))
         .collect::<Result<_>>()?;
     let reads = children.iter().any(|child| child.reads);
     let sent: Option<Vec<Arc<dyn ExecutionPlan>>> =
@@ -177,7 +165,7 @@ fn look(cluster: &Cluster, config: &SessionConfig, plan: Arc<dyn ExecutionPlan>)
         });
     }
     let children = children.into_iter();
-    let children = children.map(|child| finish(cluster, config, child));
+    let children = children.map(|child| finish(cluster, child));
     let plan = plan.with_new_children(children.collect::<Result<_>>()?)?;
     Ok(Placed {
         plan,
