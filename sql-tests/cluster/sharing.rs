@@ -11,6 +11,7 @@ pub(super) fn trials() -> Vec<Trial> {
     vec![
         Trial::test("cluster/fair", || block_on(fair())),
         Trial::test("cluster/memory", || block_on(memory())),
+        Trial::test("cluster/groups", || block_on(groups())),
     ]
 }
 
@@ -62,6 +63,34 @@ async fn fair() -> Outcome<()> {
         refresh.await??;
     }
     Ok(())
+}
+
+/// Fragments that take no time go to an executor together. Of a group whose others take long the rest comes back, and
+/// each row is computed once.
+async fn groups() -> Outcome<()> {
+    let cluster = cluster(&[&["--slots", "1"], &["--slots", "1"]]).await?;
+    let scene = Scene::on_cluster(&cluster.url(), &[]).await?;
+    scene
+        .run(
+            "CREATE TABLE t WITH (max_rows_per_fragment = 2) AS \
+             SELECT value AS id FROM generate_series(0, 299)",
+        )
+        .await?;
+    // From the first of these on, a fragment takes as long as a group should.
+    scene
+        .run(
+            "ALTER TABLE t ADD COLUMN y BIGINT AS \
+             (count_calls(CASE WHEN id < 260 THEN id ELSE sleep_ms(id, 125) END))",
+        )
+        .await?;
+    scene.run("REFRESH COLUMN y ON t").await?;
+    scene
+        .expect("SELECT count(*) FROM t WHERE y = id", 300)
+        .await?;
+    match scene.all_calls()? {
+        300 => Ok(()),
+        calls => Err(format!("{calls} calls for 300 rows").into()),
+    }
 }
 
 /// A query that needs more memory than an executor has fails, and says so; the executor goes on.

@@ -198,7 +198,8 @@ impl<G: Fn() -> bool> Sending<G> {
             tokio::select! {
                 biased;
                 permit = self.in_flight.permit(), if !self.left.is_empty() => match permit {
-                    Ok(permit) => self.send(permit),
+                    // It may have been told to stop while it waited.
+                    Ok(permit) => if (self.go_on)() { self.send(permit) },
                     Err(error) => return Some(Err(error)),
                 },
                 Some(ended) = self.running.next() => {
@@ -284,16 +285,8 @@ impl Sender {
         let watched = self.watch.group(&description.token);
         let bytes = serde_json::to_vec(&description)
             .map_err(|error| Error::internal(format!("units can't be written: {error}")))?;
-        let (first, others) = (&description.units[0], description.units.len() - 1);
-        let text = format!(
-            "ColumnUnits: table={}, fragment={}{}",
-            description.table,
-            first.fragment,
-            match others {
-                0 => String::new(),
-                others => format!(" and {others} more"),
-            }
-        );
+        let (table, units) = (&description.table, description.units.len());
+        let text = format!("ColumnUnits: table={table}, units={units}");
         let node = DeferredExec::new(KIND, bytes, output_schema(), vec![Some(1)]).with_text(text);
         let outcome = self
             .cluster
