@@ -22,7 +22,7 @@ use super::assess::{Column, rows_changed, same_fields};
 use crate::database::{Database, Table};
 use crate::delta::{FieldIdentity, VersionStamp};
 use crate::job::staged::{
-    from_ipc, is_of, new_name, records, records_where, write_file, write_record,
+    from_ipc, is_of, new_name, records, records_where, remove_records, write_file, write_record,
 };
 use crate::storage::column_file::ColumnFileReader;
 use crate::storage::fragments::{ids_at, offsets_of, places_of};
@@ -275,18 +275,14 @@ impl Staged {
 
 /// Removes what is staged of columns, by their field ids: their refresh is through.
 pub async fn discard(database: &Database, table: &str, field_ids: &[i32]) -> Result<()> {
-    for (path, record) in records::<StagedRecord>(database, table).await? {
-        let theirs = |column: &StagedColumn| field_ids.contains(&column.field_id);
-        if !record.columns.iter().all(theirs) {
-            continue;
-        }
-        // The record first: what it says must be there.
-        database.root().remove_own(&path).await?;
-        if let StagedFile::Checkpoint(file) = &record.file {
-            database.root().remove_own(file).await?;
-        }
-    }
-    Ok(())
+    let theirs = |column: &StagedColumn| field_ids.contains(&column.field_id);
+    let all = records::<StagedRecord>(database, table).await?.into_iter();
+    let all = all.filter(|(_, record)| record.columns.iter().all(theirs));
+    let all = all.map(|(path, record)| match record.file {
+        StagedFile::Checkpoint(file) => (path, Some(file)),
+        StagedFile::ColumnFile(_) => (path, None),
+    });
+    remove_records(database, all.collect::<Vec<_>>()).await
 }
 
 /// What changed since the versions that records were computed from: many come from one version.

@@ -9,11 +9,15 @@ use datafusion::arrow::array::RecordBatch;
 use datafusion::arrow::compute::concat_batches;
 use datafusion::arrow::ipc::reader::FileReader;
 use datafusion::arrow::ipc::writer::FileWriter;
+use futures::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::database::Database;
 use crate::{Error, Result};
+
+/// Records that are read, or removed, at once: a store that is far away takes its time for each.
+const AT_ONCE: usize = 16;
 
 /// Where results for a table are staged, below `_headwater/`.
 pub fn folder(table: &str) -> String {
@@ -68,21 +72,35 @@ pub async fn records_where<T: DeserializeOwned>(
 ) -> Result<Vec<(String, T)>> {
     let folder = folder(table);
     let names = database.root().list_own(&folder).await?;
-    let mut records = Vec::new();
-    for name in &names {
-        let Some(stem) = name.strip_suffix(".json") else {
-            continue;
-        };
+    let records = names.iter().filter_map(|name| {
+        let stem = name.strip_suffix(".json")?;
         let has_file = names.binary_search(&format!("{stem}.arrow")).is_ok();
-        let path = format!("{folder}/{name}");
-        if wanted(&path, has_file)
-            && let Some(bytes) = database.root().read_own(&path).await?
-            && let Ok(record) = serde_json::from_slice(&bytes)
-        {
-            records.push((path, record));
+        Some(format!("{folder}/{name}")).filter(|path| wanted(path, has_file))
+    });
+    let paths: Vec<String> = records.collect();
+    let read = stream::iter(paths).map(|path| async move {
+        let bytes = database.root().read_own(&path).await?;
+        let record = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        Ok::<_, Error>(record.map(|record| (path, record)))
+    });
+    let read: Vec<Option<(String, T)>> = read.buffered(AT_ONCE).try_collect().await?;
+    Ok(read.into_iter().flatten().collect())
+}
+
+/// Removes records, each before the file that it names: what a record says must be there.
+pub async fn remove_records(
+    database: &Database,
+    records: Vec<(String, Option<String>)>,
+) -> Result<()> {
+    let removed = stream::iter(records).map(Ok);
+    let remove = |(record, file): (String, Option<String>)| async move {
+        database.root().remove_own(&record).await?;
+        match file {
+            Some(file) => database.root().remove_own(&file).await,
+            None => Ok(()),
         }
-    }
-    Ok(records)
+    };
+    removed.try_for_each_concurrent(AT_ONCE, remove).await
 }
 
 /// Whether the record at `path` is of `job`.

@@ -22,7 +22,9 @@ use crate::column::refresh::CHECKPOINT_INTERVAL;
 use crate::database::Database;
 use crate::delta::VersionStamp;
 use crate::job::counters::{Count, Counters, Phase};
-use crate::job::staged::{discard_all, from_ipc, new_name, records, write_file, write_record};
+use crate::job::staged::{
+    discard_all, from_ipc, new_name, records, remove_records, write_file, write_record,
+};
 use crate::storage::RowSet;
 use crate::storage::keys::RowEncoder;
 use crate::storage::scan::slice_bytes;
@@ -221,11 +223,9 @@ impl Checkpoints {
 
 /// Removes what is staged of a view, and all that `jobs` left, which are at work no more or have committed what it holds.
 pub(super) async fn discard(database: &Database, view: &str, jobs: &[&str]) -> Result<()> {
-    for (path, record) in records::<Record>(database, view).await? {
-        // The record first: what it says must be there.
-        database.root().remove_own(&path).await?;
-        database.root().remove_own(&record.file).await?;
-    }
+    let all = records::<Record>(database, view).await?.into_iter();
+    let all = all.map(|(path, record)| (path, Some(record.file)));
+    remove_records(database, all.collect::<Vec<_>>()).await?;
     // A file without a record, of one that was killed between the two.
     for job in jobs {
         discard_all(database, view, job).await?;
