@@ -221,6 +221,8 @@ impl Committer {
     ) -> Result<Attempt> {
         let table = &pass.table.name;
         let latest = match &self.newest {
+            // What comes of it is what the next statement reads: it goes into the caches of the database.
+            _ if is_last => database.root().open_table(table, None).await?,
             None => database.root().open_for_commits(table).await?,
             Some(newest) => {
                 let mut latest = newest.clone();

@@ -142,8 +142,8 @@ impl Root {
         .await
     }
 
-    /// Opens a table at its newest version for somebody who will commit again and again. What comes of that has caches of
-    /// its own, which hold little: the manifest of each version would stay in those of the database, and nobody reads it.
+    /// Opens a table at its newest version for somebody who commits more than once. What comes of that has caches of its
+    /// own, which hold little: the manifest of each version would stay in those of the database, and nobody reads it.
     pub async fn open_for_commits(&self, name: &str) -> Result<Dataset> {
         let registry = self.session().store_registry();
         let session = Session::new(COMMIT_CACHE_BYTES, COMMIT_CACHE_BYTES, registry);

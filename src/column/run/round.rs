@@ -512,7 +512,9 @@ impl Flight<'_> {
         let interval = self.commit_interval();
         let late = interval.is_some_and(|interval| self.committed_at.elapsed() >= interval);
         if self.done.len() >= every || (late && !self.done.is_empty()) {
-            self.commit(false).await?;
+            let landed = self.committer.fragments + self.done.len() as u64;
+            let is_last = landed >= self.pass.fragments.len() as u64;
+            self.commit(is_last).await?;
         }
         if self
             .unrecorded_since
