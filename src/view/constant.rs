@@ -5,13 +5,11 @@
 use std::sync::Arc;
 
 use datafusion::logical_expr::{LogicalPlan, Values, lit};
-use futures::future::BoxFuture;
 
 use super::cost::{Cost, Known};
-use super::operator::{Node, Operator};
+use super::operator::{Node, Operator, Planned};
 use super::pass::Pass;
 use super::relation::{Side, columns, project, union};
-use crate::Result;
 
 /// Rows of the query itself.
 #[derive(Debug)]
@@ -55,12 +53,7 @@ impl Operator for Constant {
         true
     }
 
-    fn relation<'a>(
-        &'a self,
-        node: &'a Node,
-        _: &'a Pass,
-        side: Side,
-    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>> {
+    fn relation<'a>(&'a self, node: &'a Node, _: &'a Pass, side: Side) -> Planned<'a> {
         Box::pin(async move {
             if matches!(side, Side::Removed | Side::Added) {
                 return Ok(None);

@@ -13,7 +13,7 @@ use datafusion::logical_expr::{Aggregate, Expr, LogicalPlan, lit};
 use futures::future::BoxFuture;
 
 use super::cost::{Cost, Known, TAKEN, touched};
-use super::operator::{Node, Operator};
+use super::operator::{Node, Operator, Planned};
 use super::pass::Pass;
 use super::relation::{Restriction, Side, project};
 use crate::Result;
@@ -123,7 +123,7 @@ impl Operator for Group {
         node: &'a Node,
         pass: &'a Pass,
         restriction: &'a Restriction,
-    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>> {
+    ) -> Planned<'a> {
         Box::pin(async move {
             let (own, groups) = (node.schema.columns(), &self.groups);
             let below = restriction.over(|column| {
@@ -140,12 +140,7 @@ impl Operator for Group {
         })
     }
 
-    fn relation<'a>(
-        &'a self,
-        node: &'a Node,
-        pass: &'a Pass,
-        side: Side,
-    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>> {
+    fn relation<'a>(&'a self, node: &'a Node, pass: &'a Pass, side: Side) -> Planned<'a> {
         Box::pin(async move {
             if matches!(side, Side::Old | Side::New) {
                 let rows = self.input.relation(pass, side).await?;

@@ -12,10 +12,9 @@ use std::sync::Arc;
 
 use datafusion::common::Column;
 use datafusion::logical_expr::{Expr, Join, LogicalPlan};
-use futures::future::BoxFuture;
 
 use super::cost::{Cost, Known, TAKEN};
-use super::operator::{Node, Operator, Origins};
+use super::operator::{Node, Operator, Origins, Planned};
 use super::pass::Pass;
 use super::relation::{Restriction, Side, union};
 use crate::Result;
@@ -163,7 +162,7 @@ impl Operator for InnerJoin {
         node: &'a Node,
         pass: &'a Pass,
         restriction: &'a Restriction,
-    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>> {
+    ) -> Planned<'a> {
         Box::pin(async move {
             let (left_key, right_key) = on(&self.join);
             let (left, right) = if restriction.is_over(&self.left.schema) {
@@ -181,12 +180,7 @@ impl Operator for InnerJoin {
         })
     }
 
-    fn relation<'a>(
-        &'a self,
-        node: &'a Node,
-        pass: &'a Pass,
-        side: Side,
-    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>> {
+    fn relation<'a>(&'a self, node: &'a Node, pass: &'a Pass, side: Side) -> Planned<'a> {
         Box::pin(async move {
             let left = self.left.relation(pass, side).await?;
             let right = self.right.relation(pass, side).await?;

@@ -17,11 +17,10 @@ use std::sync::Arc;
 
 use datafusion::common::JoinType;
 use datafusion::logical_expr::{Expr, Join, LogicalPlan};
-use futures::future::BoxFuture;
 
 use super::cost::{Cost, Known};
 use super::join::{join_as, on};
-use super::operator::{Node, Operator};
+use super::operator::{Node, Operator, Planned};
 use super::pass::Pass;
 use super::relation::{Restriction, Side};
 use crate::{Error, Result};
@@ -235,7 +234,7 @@ impl Operator for MatchingJoin {
         node: &'a Node,
         pass: &'a Pass,
         restriction: &'a Restriction,
-    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>> {
+    ) -> Planned<'a> {
         Box::pin(async move {
             let change = self.change(node, pass).await?;
             let inputs = self.outer_and_inner();
@@ -266,12 +265,7 @@ impl Operator for MatchingJoin {
         })
     }
 
-    fn relation<'a>(
-        &'a self,
-        node: &'a Node,
-        pass: &'a Pass,
-        side: Side,
-    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>> {
+    fn relation<'a>(&'a self, node: &'a Node, pass: &'a Pass, side: Side) -> Planned<'a> {
         Box::pin(async move {
             if matches!(side, Side::Old | Side::New) {
                 return self.sides(node, pass, side, side).await;

@@ -6,13 +6,16 @@ use std::sync::Arc;
 
 use datafusion::common::{Column, DFSchemaRef};
 use datafusion::logical_expr::{Expr, LogicalPlan};
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, ready};
 
 use super::cost::{Cost, Known};
 use super::pass::Pass;
 use super::relation::{KeyColumn, Restriction, Side, arrange, union};
 use crate::Result;
 use crate::storage::key_set::KeySet;
+
+/// A plan that is being made of the rows of a relation; `None` if there can't be a row in it.
+pub(super) type Planned<'a> = BoxFuture<'a, Result<Option<LogicalPlan>>>;
 
 /// An operator of a class: it says how its relations follow from those of its inputs.
 pub(super) trait Operator: Debug + Send + Sync {
@@ -24,12 +27,7 @@ pub(super) trait Operator: Debug + Send + Sync {
 
     /// One of its relations, with the columns of its node and the key behind them, in this order; `None` if there can't
     /// be a row in it.
-    fn relation<'a>(
-        &'a self,
-        node: &'a Node,
-        pass: &'a Pass,
-        side: Side,
-    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>>;
+    fn relation<'a>(&'a self, node: &'a Node, pass: &'a Pass, side: Side) -> Planned<'a>;
 
     /// The rows that are the same at both versions and meet `restriction`, which is over the columns of its node.
     fn restricted<'a>(
@@ -37,8 +35,8 @@ pub(super) trait Operator: Debug + Send + Sync {
         node: &'a Node,
         pass: &'a Pass,
         restriction: &'a Restriction,
-    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>> {
-        Box::pin(async move { node.filtered(pass, restriction).await })
+    ) -> Planned<'a> {
+        Box::pin(node.filtered(pass, restriction))
     }
 
     /// Whether computing its relations costs more than keeping them.
@@ -72,7 +70,7 @@ pub(super) trait Operator: Debug + Send + Sync {
         _: &'a Node,
         _: &'a Pass,
     ) -> BoxFuture<'a, Result<Option<Arc<KeySet>>>> {
-        Box::pin(async move { Ok(None) })
+        Box::pin(ready(Ok(None)))
     }
 
     /// What its output costs, given what its inputs do.

@@ -11,7 +11,7 @@ use datafusion::sql::TableReference;
 use futures::future::BoxFuture;
 
 use super::cost::{Cost, Known};
-use super::operator::{Node, Operator, Origins};
+use super::operator::{Node, Operator, Origins, Planned};
 use super::pass::Pass;
 use super::relation::{Restriction, Side, columns, key_columns, project};
 use crate::Result;
@@ -106,7 +106,7 @@ impl Operator for ByRow {
         _: &'a Node,
         pass: &'a Pass,
     ) -> BoxFuture<'a, Result<Option<Arc<KeySet>>>> {
-        Box::pin(async move { self.input.touched_keys(pass).await })
+        Box::pin(self.input.touched_keys(pass))
     }
 
     fn restricted<'a>(
@@ -114,7 +114,7 @@ impl Operator for ByRow {
         node: &'a Node,
         pass: &'a Pass,
         restriction: &'a Restriction,
-    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>> {
+    ) -> Planned<'a> {
         Box::pin(async move {
             let below = match &self.step {
                 RowStep::Filter(_) => Some(restriction.clone()),
@@ -140,12 +140,7 @@ impl Operator for ByRow {
         })
     }
 
-    fn relation<'a>(
-        &'a self,
-        node: &'a Node,
-        pass: &'a Pass,
-        side: Side,
-    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>> {
+    fn relation<'a>(&'a self, node: &'a Node, pass: &'a Pass, side: Side) -> Planned<'a> {
         Box::pin(async move {
             let rows = self.input.relation(pass, side).await?;
             rows.map(|rows| self.over(node, rows)).transpose()

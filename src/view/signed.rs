@@ -27,7 +27,7 @@ use futures::TryStreamExt;
 use futures::future::BoxFuture;
 
 use super::cost::{Cost, Known, touched};
-use super::operator::{Node, Operator};
+use super::operator::{Node, Operator, Planned};
 use super::pass::{GroupDelta, Pass};
 use super::relation::{KeyColumn, Side, project, union};
 use crate::storage::key_set::KeySet;
@@ -324,12 +324,7 @@ impl Operator for SignedGroup {
         Box::pin(async move { Ok(Some(Arc::clone(&self.delta(node, pass).await?.keys))) })
     }
 
-    fn relation<'a>(
-        &'a self,
-        node: &'a Node,
-        pass: &'a Pass,
-        side: Side,
-    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>> {
+    fn relation<'a>(&'a self, node: &'a Node, pass: &'a Pass, side: Side) -> Planned<'a> {
         Box::pin(async move {
             match side {
                 Side::New => {

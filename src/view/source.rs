@@ -16,11 +16,10 @@ use datafusion::datasource::provider_as_source;
 use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, col};
 use datafusion::sql::TableReference;
-use futures::future::BoxFuture;
 use lance::Dataset;
 
 use super::cost::{Cost, Known};
-use super::operator::{Node, Operator, Origins};
+use super::operator::{Node, Operator, Origins, Planned};
 use super::pass::Pass;
 use super::relation::{Restriction, Side, columns, project};
 use crate::database::LanceTable;
@@ -130,7 +129,7 @@ impl Operator for Scan {
         node: &'a Node,
         pass: &'a Pass,
         restriction: &'a Restriction,
-    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>> {
+    ) -> Planned<'a> {
         Box::pin(async move {
             if let [Expr::Column(column)] = restriction.key.as_slice() {
                 let keys = restriction.keys.len();
@@ -140,12 +139,7 @@ impl Operator for Scan {
         })
     }
 
-    fn relation<'a>(
-        &'a self,
-        node: &'a Node,
-        pass: &'a Pass,
-        side: Side,
-    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>> {
+    fn relation<'a>(&'a self, node: &'a Node, pass: &'a Pass, side: Side) -> Planned<'a> {
         Box::pin(async move {
             let versions = self.versions(pass)?;
             let rows = match side {

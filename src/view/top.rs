@@ -4,13 +4,11 @@
 //! changed in the input, removed = all of the old rows and added = all of the new ones; they are few.
 
 use datafusion::logical_expr::{Expr, Limit, LogicalPlan, LogicalPlanBuilder, SortExpr};
-use futures::future::BoxFuture;
 
 use super::cost::{Cost, Known};
-use super::operator::{Node, Operator};
+use super::operator::{Node, Operator, Planned};
 use super::pass::Pass;
 use super::relation::{Side, key_columns};
-use crate::Result;
 
 /// The first rows of an order.
 #[derive(Debug)]
@@ -52,12 +50,7 @@ impl Operator for Top {
         }
     }
 
-    fn relation<'a>(
-        &'a self,
-        node: &'a Node,
-        pass: &'a Pass,
-        side: Side,
-    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>> {
+    fn relation<'a>(&'a self, node: &'a Node, pass: &'a Pass, side: Side) -> Planned<'a> {
         Box::pin(async move {
             if !matches!(side, Side::Old | Side::New) {
                 let is_unchanged = pass.is_unchanged(3 * node.id, &self.input).await?;

@@ -5,9 +5,8 @@
 
 use datafusion::common::{Column, ScalarValue};
 use datafusion::logical_expr::{Expr, LogicalPlan, lit};
-use futures::future::BoxFuture;
 
-use super::operator::{Node, Operator};
+use super::operator::{Node, Operator, Planned};
 use super::pass::Pass;
 use super::relation::{Restriction, Side, project, union};
 use crate::{Error, Result};
@@ -37,7 +36,7 @@ impl Operator for UnionAll {
         node: &'a Node,
         pass: &'a Pass,
         restriction: &'a Restriction,
-    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>> {
+    ) -> Planned<'a> {
         Box::pin(async move {
             let mut parts = Vec::with_capacity(self.branches.len());
             for branch in &self.branches {
@@ -53,12 +52,7 @@ impl Operator for UnionAll {
         })
     }
 
-    fn relation<'a>(
-        &'a self,
-        node: &'a Node,
-        pass: &'a Pass,
-        side: Side,
-    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>> {
+    fn relation<'a>(&'a self, node: &'a Node, pass: &'a Pass, side: Side) -> Planned<'a> {
         Box::pin(async move {
             let mut parts = Vec::with_capacity(self.branches.len());
             for branch in &self.branches {

@@ -10,12 +10,11 @@ use datafusion::common::Column;
 use datafusion::functions::expr_fn::greatest;
 use datafusion::functions_nested::expr_fn::{array_length, range};
 use datafusion::logical_expr::{Expr, LogicalPlan, Unnest, cast, lit, when};
-use futures::future::BoxFuture;
 
-use super::operator::{Node, Operator};
+use super::operator::{Node, Operator, Planned};
 use super::pass::Pass;
 use super::relation::{KeyColumn, Side, columns, key_columns, project};
-use crate::{Error, Result};
+use crate::Error;
 
 /// Rows from the elements of lists.
 #[derive(Debug)]
@@ -52,12 +51,7 @@ impl Operator for Unnested {
         true
     }
 
-    fn relation<'a>(
-        &'a self,
-        node: &'a Node,
-        pass: &'a Pass,
-        side: Side,
-    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>> {
+    fn relation<'a>(&'a self, node: &'a Node, pass: &'a Pass, side: Side) -> Planned<'a> {
         Box::pin(async move {
             let Some(rows) = self.input.relation(pass, side).await? else {
                 return Ok(None);

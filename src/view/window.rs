@@ -9,10 +9,9 @@
 use std::sync::Arc;
 
 use datafusion::logical_expr::{Expr, LogicalPlan, Window};
-use futures::future::BoxFuture;
 
 use super::cost::{Cost, Known, TAKEN, touched};
-use super::operator::{Node, Operator};
+use super::operator::{Node, Operator, Planned};
 use super::pass::Pass;
 use super::relation::{Restriction, Side};
 use crate::Result;
@@ -61,7 +60,7 @@ impl Operator for Windows {
         node: &'a Node,
         pass: &'a Pass,
         restriction: &'a Restriction,
-    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>> {
+    ) -> Planned<'a> {
         Box::pin(async move {
             let touched = self.touched(node, pass).await?;
             let is_by_partition =
@@ -81,12 +80,7 @@ impl Operator for Windows {
         })
     }
 
-    fn relation<'a>(
-        &'a self,
-        node: &'a Node,
-        pass: &'a Pass,
-        side: Side,
-    ) -> BoxFuture<'a, Result<Option<LogicalPlan>>> {
+    fn relation<'a>(&'a self, node: &'a Node, pass: &'a Pass, side: Side) -> Planned<'a> {
         Box::pin(async move {
             let rows = match side {
                 Side::Old | Side::New => self.input.relation(pass, side).await?,
